@@ -1,0 +1,1 @@
+"""Messages between processes: contracts, protocol, transports, drivers and handles. Knows no supervisor."""

@@ -1,0 +1,93 @@
+"""Contracts: frozen values that both ends of a call or topic share.
+
+A contract names an address and its types. Streams and channels join this file with the stream layer. Nothing here
+encodes, sends or registers; see wire.codec and the handles.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import KW_ONLY, dataclass
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+Payload = TypeVar("Payload")
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds that a request may take where nothing else is said (SPEC: contracts)."""
+
+_ADDRESS = re.compile(r"[A-Za-z_$][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\Z")
+_TOPIC = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*\Z")
+MAX_NAME = 256
+"""Longest address or topic, in characters; also enforced on the wire."""
+
+
+def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} name must be a str, not {type(name).__name__}")
+    if len(name) > MAX_NAME or not pattern.match(name):
+        raise ValueError(f"{name!r} is not a valid {kind} name: dot-separated tokens, at most {MAX_NAME} characters")
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request, Reply]):
+    """Declare a request/reply method.
+
+    Args:
+        name: the full address, "worker.method"; the method part may hold dots.
+        request: type of the payload: a msgspec Struct, a dataclass or any annotated type.
+        reply: type of the result; `None` for a method that returns nothing.
+        timeout: seconds a request may take unless the caller says otherwise.
+        idempotent: whether a lost call may be retried on another instance.
+        errors: exception types that the handler may raise and the caller gets back as themselves.
+
+    Raises:
+        ValueError: the name is malformed or the timeout not positive.
+    """
+
+    name: str
+    request: type[Request]
+    reply: type[Reply]
+    _: KW_ONLY
+    timeout: float = DEFAULT_TIMEOUT
+    idempotent: bool = False
+    errors: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name("method", self.name, _ADDRESS)
+        if not self.timeout > 0:
+            raise ValueError(f"timeout of {self.name} must be positive seconds, got {self.timeout!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Topic(Generic[Payload]):
+    """Declare a topic: dot-separated tokens without wildcards, and the type of its messages.
+
+    Raises:
+        ValueError: the name is malformed, or in the reserved namespace "$sys.".
+    """
+
+    name: str
+    payload: type[Payload]
+
+    def __post_init__(self) -> None:
+        _check_name("topic", self.name, _TOPIC)
+        if self.name.startswith("$sys"):
+            raise ValueError("topics under $sys. belong to the library")
+
+
+def check_pattern(pattern: str) -> str:
+    """Return `pattern` if it is a valid topic pattern: `*` is one token, `>` is one or more at the end.
+
+    Raises:
+        ValueError: an empty token, a wildcard inside a token, `>` before the end, or too long.
+    """
+    tokens = pattern.split(".")
+    for index, token in enumerate(tokens):
+        wild = token in ("*", ">")
+        if not token or (not wild and not _TOPIC.match(token)) or (token == ">" and index != len(tokens) - 1):
+            raise ValueError(f"{pattern!r} is not a valid topic pattern: '*' is one token, '>' the rest at the end")
+    if len(pattern) > MAX_NAME:
+        raise ValueError(f"topic pattern longer than {MAX_NAME} characters")
+    return pattern

@@ -1,0 +1,342 @@
+"""The control contract: what workers and commands say to the supervisor, and it to them.
+
+Shared by `supervisor/control.py` (serves it), `workers/` (speak it over the child-process pipe) and the `smartipc`
+command (speaks it over `<runtime_dir>/control.sock`). Only types and contracts: no I/O, no behaviour. Everything
+travels as ordinary SIPC/1 requests and notifies under the reserved worker name `$sys`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from smartipc.ipc.contracts import Method
+
+SUPERVISOR = "$supervisor"
+"""Instance name of the supervisor as a peer (message.sender of what the command line sends)."""
+
+State = Literal[
+    "stopped", "waiting", "starting", "running", "ready", "degraded",
+    "backoff", "stopping", "exited", "failed", "scheduled",
+]  # fmt: skip
+"""States of an instance as users see them (SPEC 7)."""
+
+COMING: frozenset[State] = frozenset(
+    {"waiting", "starting", "running", "ready", "degraded", "backoff", "stopping", "scheduled"}
+)
+"""States from which an instance may become ready by itself: requests to it wait. In the others they fail at once."""
+
+
+class ExitFacts(msgspec.Struct, frozen=True):
+    """How a life ended. `signal` is a name such as "SIGKILL"; exactly one of code and signal is set, or neither."""
+
+    code: int | None = None
+    signal: str | None = None
+    core_dumped: bool = False
+    oom: bool = False
+    reason: str = ""
+    uptime: float = 0.0
+    stderr_tail: tuple[str, ...] = ()
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One slot of the directory. `address` is where its current life listens, "" if nowhere."""
+
+    instance: str
+    worker: str
+    slot: int
+    generation: int
+    pid: int
+    state: State
+    address: str = ""
+    last_exit: ExitFacts | None = None
+    """How generation `last_exit_generation` ended."""
+    last_exit_generation: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+
+class Subscription(msgspec.Struct, frozen=True, array_like=True):
+    """One subscription of one life. `number` is chosen by the subscriber, unique within its life."""
+
+    instance: str
+    generation: int
+    number: int
+    pattern: str
+    window: int
+    """How many unconsumed messages a publisher may have sent to it (credit)."""
+
+
+class Directory(msgspec.Struct, frozen=True):
+    """A change of the directory, or with `full` all of it. Revisions rise by one per message sent to a worker."""
+
+    revision: int
+    entries: tuple[Entry, ...] = ()
+    subscriptions: tuple[Subscription, ...] = ()
+    """Added (or all, with full). Those of a life vanish with it: drop them when its entry's generation is gone."""
+    unsubscribed: tuple[tuple[str, int, int], ...] = ()
+    """(instance, generation, number) removed."""
+    full: bool = False
+
+
+class HeartbeatPlan(msgspec.Struct, frozen=True):
+    """What the supervisor expects. `source` "off" means no beats."""
+
+    interval: float = 1.0
+    source: Literal["loop", "process", "off"] = "process"
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Everything a fresh process must know to become an instance. Answer to `launch`."""
+
+    app: str
+    worker: str
+    slot: int
+    generation: int
+    target: str
+    run_id: str
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    """The complete environment of the worker, SMARTIPC_* included; replaces what the process inherited."""
+    cwd: str = "."
+    python_path: list[str] = []
+    address: str = ""
+    """Where to listen: a unix:// address inside the runtime directory."""
+    grace: float = 10.0
+    """Seconds between being told to stop (or losing the supervisor) and SIGKILL."""
+    heartbeat: HeartbeatPlan | None = None
+    """None: the default of the target's flavour (async: loop, blocking: process), 1 s."""
+    ready_on: Literal["ipc", "started"] = "ipc"
+    log_level: str = "info"
+    concurrency_running: int = 64
+    concurrency_waiting: int = 1024
+    directory: Directory = Directory(revision=0, full=True)
+
+
+class LaunchRequest(msgspec.Struct, frozen=True):
+    """First words of a worker process."""
+
+    pid: int
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The target is loaded and the socket listens: state running. Also says what the beats will mean."""
+
+    heartbeat_source: Literal["loop", "process", "off"]
+    flavour: Literal["async", "blocking"]
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """Still turning. Sent every `interval` seconds, only while the watched loop (or process) turns."""
+
+
+class StatusText(msgspec.Struct, frozen=True):
+    """`ipc.set_status`."""
+
+    text: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """`ipc.progress`."""
+
+    done: float
+    total: float | None = None
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """Told just before a worker process exits by itself: what its exit code cannot say."""
+
+    code: int
+    reason: str = ""
+    """"completed", "stopped", or the exception as "ValueError: text"."""
+    traceback: str = ""
+
+
+class Acknowledge(msgspec.Struct, frozen=True):
+    """The worker has applied the directory up to this revision."""
+
+    revision: int
+
+
+class SubscribeRequest(msgspec.Struct, frozen=True):
+    """Register a subscription; answered when every live worker has acknowledged it."""
+
+    number: int
+    pattern: str
+    window: int
+
+
+class UnsubscribeRequest(msgspec.Struct, frozen=True):
+    """Remove a subscription."""
+
+    number: int
+
+
+class StopOrder(msgspec.Struct, frozen=True):
+    """Stop now: drain, then end within `grace` seconds."""
+
+    grace: float
+    cause: str = ""
+
+
+# worker -> supervisor, over the child-process pipe
+launch = Method("$sys.launch", LaunchRequest, Launch, timeout=3600)
+subscribe = Method("$sys.subscribe", SubscribeRequest, type(None), timeout=60)
+unsubscribe = Method("$sys.unsubscribe", UnsubscribeRequest, type(None))
+started = Method("$sys.started", Started, type(None))  # from here on: notifies
+ready = Method("$sys.ready", type(None), type(None))
+beat = Method("$sys.beat", Beat, type(None))
+status_text = Method("$sys.status_text", StatusText, type(None))
+progress = Method("$sys.progress", Progress, type(None))
+ending = Method("$sys.ending", Ending, type(None))
+acknowledge = Method("$sys.acknowledge", Acknowledge, type(None))
+# supervisor -> worker, notifies
+directory = Method("$sys.directory", Directory, type(None))
+stop = Method("$sys.stop", StopOrder, type(None))
+
+
+# command line -> supervisor, over the control socket
+class LastExit(msgspec.Struct, frozen=True):
+    """SPEC 8 `last_exit`: `at` is ISO 8601 UTC."""
+
+    code: int | None
+    signal: str | None
+    reason: str
+    at: str
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """One row of `status --json` (SPEC 8)."""
+
+    instance: str
+    worker: str
+    slot: int
+    generation: int
+    state: State
+    ready: bool
+    pid: int | None
+    uptime: float | None
+    restarts: int
+    last_exit: LastExit | None
+    next_restart_in: float | None
+    waiting_for: list[str]
+    status: str | None
+    progress: Progress | None
+    memory: int | None
+    cpu: float | None
+    heartbeat_age: float | None
+
+
+class AppStatus(msgspec.Struct, frozen=True):
+    """`status --json` (SPEC 8). `config` is the path, `state` starting, running or stopping."""
+
+    app: str
+    pid: int
+    state: Literal["starting", "running", "stopping"]
+    config: str
+    config_generation: int
+    workers: list[WorkerStatus]
+
+
+class Names(msgspec.Struct, frozen=True):
+    """Workers, instances ("hasher:2") or "all"; `wait` answers only when the order is done."""
+
+    names: list[str]
+    wait: bool = True
+
+
+class OrderOutcome(msgspec.Struct, frozen=True):
+    """How an order ended for each instance: "" for done, else the reason of the failure."""
+
+    results: dict[str, str]
+
+
+class LogsRequest(msgspec.Struct, frozen=True):
+    """Last `lines` lines of the named worker's instances after `after` (a log sequence number); wait up to `wait` s."""
+
+    name: str
+    lines: int = 100
+    after: int = 0
+    wait: float = 0.0
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line of output. `seq` rises over the whole app; `at` epoch seconds; `stream` stdout or stderr."""
+
+    seq: int
+    at: float
+    instance: str
+    stream: str
+    message: str
+
+
+class EventsRequest(msgspec.Struct, frozen=True):
+    """Events with seq > `since`; wait up to `wait` seconds for the first."""
+
+    since: int = 0
+    wait: float = 0.0
+
+
+class Events(msgspec.Struct, frozen=True):
+    """`events` are ready-made JSON objects as SPEC 8 words them; `lost` counts those no longer kept."""
+
+    events: list[dict[str, Any]]
+    lost: int = 0
+
+
+class CallRequest(msgspec.Struct, frozen=True):
+    """`smartipc request` and `broadcast`: the supervisor calls on behalf of the command. Payload is plain data."""
+
+    address: str
+    payload: Any = None
+    slot: int | None = None
+    timeout: float | None = None
+
+
+class CallOutcome(msgspec.Struct, frozen=True):
+    """One instance's answer: value, or error type and sentence."""
+
+    instance: str
+    value: Any = None
+    error_type: str | None = None
+    error: str | None = None
+
+
+class PublishRequest(msgspec.Struct, frozen=True):
+    """`smartipc publish`."""
+
+    topic: str
+    payload: Any = None
+
+
+class WatchRequest(msgspec.Struct, frozen=True):
+    """`smartipc subscribe`: opens on first use within a connection, then returns messages, waiting up to `wait` s."""
+
+    pattern: str
+    wait: float = 1.0
+
+
+class WatchedMessage(msgspec.Struct, frozen=True):
+    """One published message as plain data."""
+
+    topic: str
+    payload: Any
+    sender: str
+    timestamp: float
+
+
+cli_status = Method("$sys.cli.status", type(None), AppStatus)
+cli_start = Method("$sys.cli.start", Names, OrderOutcome, timeout=3600)
+cli_stop = Method("$sys.cli.stop", Names, OrderOutcome, timeout=3600)
+cli_restart = Method("$sys.cli.restart", Names, OrderOutcome, timeout=3600)
+cli_logs = Method("$sys.cli.logs", LogsRequest, list[LogLine], timeout=3600)
+cli_events = Method("$sys.cli.events", EventsRequest, Events, timeout=3600)
+cli_request = Method("$sys.cli.request", CallRequest, CallOutcome, timeout=3600)
+cli_broadcast = Method("$sys.cli.broadcast", CallRequest, list[CallOutcome], timeout=3600)
+cli_publish = Method("$sys.cli.publish", PublishRequest, type(None))
+cli_subscribe = Method("$sys.cli.subscribe", WatchRequest, list[WatchedMessage], timeout=3600)
+cli_shutdown = Method("$sys.cli.shutdown", Names, OrderOutcome, timeout=3600)

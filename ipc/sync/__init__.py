@@ -1,0 +1,1 @@
+"""The blocking twins of the public objects: same file names, same roles."""

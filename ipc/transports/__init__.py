@@ -1,0 +1,1 @@
+"""The only package of ipc that owns file descriptors."""

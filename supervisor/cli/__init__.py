@@ -1,0 +1,1 @@
+"""The two commands: smartipc-supervise and smartipc."""

@@ -1,0 +1,116 @@
+"""What the core is told. Frozen, one class per fact; identity is (instance, generation), never a pid alone.
+
+Facts of a generation that is no longer the current one are ignored by the core, so hosts may report late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from smartipc.ipc.control import ExitFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process exists."""
+
+    instance: str
+    generation: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """No process came to be; counts as a failed try."""
+
+    instance: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Its code runs (targets: loaded and listening; commands: exec succeeded). `watched`: beats will come."""
+
+    instance: str
+    generation: int
+    watched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady:
+    """It said (or was seen to be) ready."""
+
+    instance: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Its heartbeat arrived."""
+
+    instance: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process is gone and reaped, its group swept."""
+
+    instance: str
+    generation: int
+    exit: ExitFacts
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrdered:
+    """A person wants these instances started. `order` is echoed in orders.Answer, 0 for none."""
+
+    instances: tuple[str, ...]
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StopOrdered:
+    """A person wants these instances stopped, and kept so."""
+
+    instances: tuple[str, ...]
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartOrdered:
+    """A person wants a fresh life of these instances; planned, never counted."""
+
+    instances: tuple[str, ...]
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResetOrdered:
+    """Clear the restart budget and backoff of these instances."""
+
+    instances: tuple[str, ...]
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AppStart:
+    """Begin: start every worker in dependency order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownOrdered:
+    """End the app in reverse start order. `fast` skips the grace (a second signal)."""
+
+    cause: str
+    code: int = 0
+    fast: bool = False
+    order: int = 0
+
+
+Fact: TypeAlias = (
+    Spawned | SpawnFailed | Started | BecameReady | Beat | Exited
+    | StartOrdered | StopOrdered | RestartOrdered | ResetOrdered | AppStart | ShutdownOrdered
+)  # fmt: skip

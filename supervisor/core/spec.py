@@ -1,0 +1,136 @@
+"""The frozen description of an app: what the configuration pipeline produces and the core is fed.
+
+Only types, defaults and the arithmetic of names. Nothing here reads files or knows YAML. Durations are seconds,
+sizes are bytes, paths are absolute. Keys of SPEC 6 that are not built yet have no field here: the pipeline refuses
+them by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Condition = Literal["started", "ready", "completed", "succeeded"]
+Policy = Literal["always", "on-failure", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartSpec:
+    """When and how soon a life is followed by another (SPEC 7.2, 7.3)."""
+
+    policy: Policy = "on-failure"
+    delay: float = 0.2
+    factor: float = 2.0
+    max_delay: float = 30.0
+    jitter: float = 0.2
+    reset_after: float = 60.0
+    max_restarts: int = 5
+    window: float = 60.0
+    success_codes: tuple[int, ...] = (0,)
+    prevent_codes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatSpec:
+    """Expected beats. `source` None: by the target's flavour (async: loop, blocking: process); commands: off."""
+
+    interval: float = 1.0
+    timeout: float = 10.0
+    source: Literal["loop", "process", "off"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopSpec:
+    """How to end a life: the signal (name with SIG prefix) and the grace before SIGKILL."""
+
+    signal: str = "SIGTERM"
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogsSpec:
+    """Where output goes besides the supervisor's own log. "inherit": raw onto the supervisor's stream, unprefixed."""
+
+    stdout: str | None = None
+    stderr: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencySpec:
+    """Handlers running at once, and calls waiting for a place, per instance."""
+
+    running: int = 64
+    waiting: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One named entry of `workers:`. Exactly one of target and command is set."""
+
+    name: str
+    target: str | None = None
+    command: tuple[str, ...] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    instances: int = 1
+    start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
+    preload: tuple[str, ...] = ()
+    depends_on: tuple[tuple[str, Condition], ...] = ()
+    ready: Literal["ipc", "started"] = "ipc"
+    start_timeout: float = 30.0
+    restart: RestartSpec = RestartSpec()
+    on_failed: Literal["ignore", "shutdown"] = "ignore"
+    heartbeat: HeartbeatSpec = HeartbeatSpec()
+    stop: StopSpec = StopSpec()
+    concurrency: ConcurrencySpec = ConcurrencySpec()
+    env: dict[str, str] = field(default_factory=dict)
+    """Already merged: top env_file < top env < worker env_file < worker env. The inherited one is added by the host."""
+    cwd: str = "."
+    logs: LogsSpec = LogsSpec()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Instance names by slot: ("hasher:0", "hasher:1")."""
+        return tuple(f"{self.name}:{slot}" for slot in range(self.instances))
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpec:
+    """The supervisor's own log."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorSpec:
+    """Key `supervisor:`. Directories None: the defaults of SPEC 6, resolved by host.rundir."""
+
+    runtime_dir: str | None = None
+    state_dir: str | None = None
+    shutdown_timeout: float = 30.0
+    log: LogSpec = LogSpec()
+    on_idle: Literal["wait", "exit"] = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class AppSpec:
+    """A whole app. `workers` keeps the order of the file, which is the start order where depends_on is silent."""
+
+    app: str
+    workers: tuple[WorkerSpec, ...]
+    supervisor: SupervisorSpec = SupervisorSpec()
+    python_path: tuple[str, ...] = ()
+    config_path: str = ""
+
+    def worker(self, name: str) -> WorkerSpec:
+        """Return the worker of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for worker in self.workers:
+            if worker.name == name:
+                return worker
+        raise KeyError(name)

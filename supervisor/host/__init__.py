@@ -1,0 +1,1 @@
+"""The operating system's side: processes, runtime directory, output, the guardian against orphans."""

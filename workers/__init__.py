@@ -1,0 +1,1 @@
+"""What runs inside a worker process: bootstrap, runtimes, the default app. Knows no supervisor."""
