@@ -86,7 +86,8 @@ class HeartbeatPlan(msgspec.Struct, frozen=True):
     """What the supervisor expects. `source` "off" means no beats."""
 
     interval: float = 1.0
-    source: Literal["loop", "process", "off"] = "process"
+    source: Literal["loop", "process", "off"] | None = None
+    """None: the default of the target's flavour (async: loop, blocking: process)."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -108,8 +109,9 @@ class Launch(msgspec.Struct, frozen=True):
     """Where to listen: a unix:// address inside the runtime directory."""
     grace: float = 10.0
     """Seconds between being told to stop (or losing the supervisor) and SIGKILL."""
-    heartbeat: HeartbeatPlan | None = None
-    """None: the default of the target's flavour (async: loop, blocking: process), 1 s."""
+    heartbeat: HeartbeatPlan = HeartbeatPlan()
+    stop_signal: str = "SIGTERM"
+    """The signal that comes with a stop order; the worker treats it, SIGTERM and SIGINT as such."""
     ready_on: Literal["ipc", "started"] = "ipc"
     log_level: str = "info"
     concurrency_running: int = 64

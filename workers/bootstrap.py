@@ -1,0 +1,140 @@
+"""The first code of a worker process: make it its own session, learn what to be, run it, tell how it ended.
+
+Called by name from supervisor/host/entry.py in the child. Knows processes and the control contract; what a worker
+does is in the runtimes, and nothing of the supervisor is imported here.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, Literal, NoReturn
+
+from smartipc.ipc import control
+from smartipc.ipc.errors import SmartIpcError
+from smartipc.ipc.routing.directory import Directory
+from smartipc.workers import logs
+from smartipc.workers.control import ControlClient
+from smartipc.workers.loading import TargetError, flavour, load_target
+
+_MAX_TRACEBACK = 8 * 1024
+"""Characters of a traceback that travel to the supervisor; the log has all of it."""
+
+
+def main(control_fd: int, stdout_fd: int, stderr_fd: int) -> NoReturn:
+    """Become the instance that the supervisor at the other end of `control_fd` names, and exit with its code.
+
+    Args:
+        control_fd: the child's end of the pipe; a connected socket.
+        stdout_fd: becomes fd 1 and is closed.
+        stderr_fd: becomes fd 2 and is closed.
+    """
+    _isolate(control_fd, stdout_fd, stderr_fd)
+    port = ControlClient(socket.socket(fileno=control_fd))
+    try:
+        launch = port.launch()
+    except (SmartIpcError, OSError):
+        # The supervisor died or withdrew before this process became anything: nobody waits for a word.
+        raise SystemExit(0) from None
+    ending = _live(launch, port)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    port.ending(ending)
+    raise SystemExit(ending.code)
+
+
+def _isolate(control_fd: int, stdout_fd: int, stderr_fd: int) -> None:
+    if type(multiprocessing.current_process()).__name__ == "ForkProcess":
+        _forget_parent({control_fd, stdout_fd, stderr_fd})
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    if os.getpid() != os.getsid(0):
+        os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, wanted in ((null, 0), (stdout_fd, 1), (stderr_fd, 2)):
+        os.dup2(source, wanted)
+    for descriptor in {null, stdout_fd, stderr_fd} - {0, 1, 2}:
+        os.close(descriptor)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable(file=2, all_threads=True)
+
+
+def _forget_parent(keep: set[int]) -> None:
+    """Drop what fork copied: the wake-up descriptor of the supervisor's loop and every pipe of the siblings.
+
+    A sibling's pipe held open here would hide the supervisor's death from that sibling.
+    """
+    signal.set_wakeup_fd(-1)
+    low = 3
+    for descriptor in sorted(keep):
+        os.closerange(low, descriptor)
+        low = max(low, descriptor + 1)
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _live(launch: control.Launch, port: ControlClient) -> control.Ending:
+    try:
+        os.environ.clear()
+        os.environ.update(launch.env)
+        os.chdir(launch.cwd)
+        sys.path[:0] = [entry for entry in launch.python_path if entry not in sys.path]
+        logs.configure(launch.log_level)
+        function = load_target(launch.target)
+        kind = flavour(function)
+        started = control.Started(heartbeat_source=_source(launch, kind), flavour=kind)
+        directory = Directory()
+        directory.apply(launch.directory)
+        interval = launch.heartbeat.interval
+        port.start(directory, source=started.heartbeat_source, interval=interval)
+        return control.Ending(code=0, reason=_run(function, launch, directory, port, started))
+    except TargetError as error:
+        print(f"{error}\n{error.detail}", file=sys.stderr)
+        return control.Ending(code=1, reason=str(error), traceback=error.detail[-_MAX_TRACEBACK:])
+    except SystemExit as error:
+        return _exit_asked(error)
+    except BaseException as error:  # the boundary of the worker's own code: everything becomes exit facts
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, end="")
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return control.Ending(code=1, reason=reason, traceback=text[-_MAX_TRACEBACK:])
+
+
+def _run(
+    function: Any,
+    launch: control.Launch,
+    directory: Directory,
+    port: ControlClient,
+    started: control.Started,
+) -> str:
+    if started.flavour == "async":
+        from smartipc.workers import runtime
+
+        return runtime.run(function, launch, directory, port, started)
+    from smartipc.workers import sync_runtime
+
+    return sync_runtime.run(function, launch, directory, port, started)
+
+
+def _source(launch: control.Launch, kind: Literal["async", "blocking"]) -> Literal["loop", "process", "off"]:
+    if launch.heartbeat.source is not None:
+        return launch.heartbeat.source
+    return "loop" if kind == "async" else "process"
+
+
+def _exit_asked(error: SystemExit) -> control.Ending:
+    """Turn SystemExit into a code as the interpreter does: None is 0, text is printed and becomes 1."""
+    if error.code is None or isinstance(error.code, int):
+        code = (error.code or 0) & 0xFF
+        return control.Ending(code=code, reason="completed" if code == 0 else f"SystemExit({code})")
+    print(error.code, file=sys.stderr)
+    return control.Ending(code=1, reason=f"SystemExit({error.code!r})")

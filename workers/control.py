@@ -1,0 +1,218 @@
+"""The worker's end of the child-process pipe: one thread that listens to the supervisor, for both flavours.
+
+It applies and acknowledges directory updates, sends heartbeats, passes stop orders on, and ends the process when the
+supervisor is gone. No message between workers ever passes here, and nothing here waits for the worker's own code:
+a worker that computes for minutes still acknowledges, and notices that it has been orphaned.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from smartipc.ipc import control
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import SmartIpcError
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import (
+    CancelReceived,
+    Closed,
+    ConsumedReceived,
+    GoodbyeReceived,
+    MessageReceived,
+    NotifyReceived,
+    RequestReceived,
+)
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.wire import codec
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+_STATE_INTERVAL = 0.1
+"""Seconds between two progress or status reports: a tight loop that reports must not flood the supervisor."""
+
+_LATEST_ONLY = frozenset({control.status_text.name, control.progress.name})
+
+
+class ControlClient:
+    """Speak with the supervisor over the pipe; implements routing.port.ControlPort.
+
+    Args:
+        sock: the worker's end of the socket pair; owned from here on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._link = Link(sock, Connection("client", Identity(pid=os.getpid())), self)
+        self._directory: Directory | None = None
+        self._stop: Callable[[str], None] = lambda _cause: None
+        self._stop_cause: str | None = None
+        self._grace = 10.0
+        self._interval = 1.0
+        self._source = "off"
+        self._turned = True
+        self._latest: dict[str, tuple[Method[Any, Any], Any]] = {}
+        self._latest_sent = 0.0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<ControlClient {self._source} beats every {self._interval:g} s, link {self._link!r}>"
+
+    def launch(self) -> control.Launch:
+        """Ask what to become. Waits as long as the supervisor likes: a spare waits here.
+
+        Raises:
+            SmartIpcError: the supervisor is gone or refuses.
+        """
+        request = codec.encode(control.LaunchRequest(pid=os.getpid()))
+        reply = self._link.call(control.launch.name, request, timeout=control.launch.timeout)
+        launch = codec.decode(reply, control.Launch, method=control.launch.name)
+        self._grace = launch.grace
+        return launch
+
+    def start(self, directory: Directory, *, source: str, interval: float) -> None:
+        """Start the control thread: updates flow into `directory`, beats flow out."""
+        self._directory = directory
+        self._source = source
+        self._interval = interval
+        threading.Thread(target=self._run, name="smartipc-control", daemon=True).start()
+
+    def on_stop_call(self, stop: Callable[[str], None]) -> None:
+        """Call `stop(cause)`, from the control thread, when the worker must stop; at once if it already must."""
+        with self._lock:
+            self._stop = stop
+            cause = self._stop_cause
+        if cause is not None:
+            stop(cause)
+
+    # ControlPort
+
+    def notify(self, method: Method[P, Any], payload: P) -> None:
+        """Tell the supervisor; a lost supervisor is not an error here, the control thread deals with it."""
+        if method.name in _LATEST_ONLY:
+            with self._lock:
+                self._latest[method.name] = (method, payload)
+                due = time.monotonic() - self._latest_sent >= _STATE_INTERVAL
+            if due:
+                self._flush_latest()
+            return
+        self._send(method, payload)
+
+    def call(self, method: Method[P, R], payload: P) -> Future[R]:
+        """Ask the supervisor; the future fails with a SmartIpcError. Rare, so each call may cost a thread."""
+        future: Future[R] = Future()
+
+        def ask() -> None:
+            try:
+                reply = self._link.call(method.name, codec.encode(payload), timeout=method.timeout)
+                value = codec.decode(reply, method.reply, method=method.name)
+            except BaseException as error:  # whatever it is belongs to the caller
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        threading.Thread(target=ask, name=f"smartipc-control-{method.name}", daemon=True).start()
+        return future
+
+    def turned(self) -> None:
+        """Note that the watched loop has turned; the next beat may be sent."""
+        self._turned = True
+
+    def ending(self, ending: control.Ending) -> None:
+        """Report the last progress and how this life ends."""
+        self._source = "off"
+        self._flush_latest()
+        self._send(control.ending, ending)
+
+    def _send(self, method: Method[P, Any], payload: P) -> None:
+        try:
+            self._link.notify(method.name, codec.encode(payload))
+        except (SmartIpcError, OSError):
+            return  # the pipe is closed: the control thread sees the same and stops the worker
+
+    def _flush_latest(self) -> None:
+        with self._lock:
+            latest, self._latest = self._latest, {}
+            self._latest_sent = time.monotonic()
+        for method, payload in latest.values():
+            self._send(method, payload)
+
+    # the thread
+
+    def _run(self) -> None:
+        next_beat = time.monotonic()
+        while not self._link.closed:
+            now = time.monotonic()
+            if now >= next_beat:
+                self._beat()
+                next_beat = now + self._interval
+            try:
+                self._link.pump(max(0.0, next_beat - now))
+            except (SmartIpcError, OSError):
+                break
+        self._orphaned()
+
+    def _beat(self) -> None:
+        if self._latest:
+            self._flush_latest()
+        if self._source == "process" or (self._source == "loop" and self._turned):
+            self._turned = False
+            self._send(control.beat, control.Beat())
+
+    def _orphaned(self) -> None:
+        """End this process, gracefully first: nobody is left who would restart or kill it."""
+        deadline = time.monotonic() + self._grace
+        self._begin_stop("the supervisor is gone")
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+        os.killpg(0, signal.SIGKILL)
+
+    def _begin_stop(self, cause: str) -> None:
+        with self._lock:
+            first = self._stop_cause is None
+            self._stop_cause = cause
+            stop = self._stop
+        if first:
+            stop(cause)
+
+    # LinkHost
+
+    def on_opened(self, link: Link) -> None:
+        """The handshake is done."""
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """The supervisor asks nothing of a worker in this version."""
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        """Directory updates and stop orders."""
+        if event.method == control.directory.name and self._directory is not None:
+            update = codec.decode(event.payload, control.Directory, method=event.method)
+            self._directory.apply(update)
+            self._send(control.acknowledge, control.Acknowledge(update.revision))
+        elif event.method == control.stop.name:
+            order = codec.decode(event.payload, control.StopOrder, method=event.method)
+            self._grace = order.grace
+            self._begin_stop(order.cause or "ordered to stop")
+
+    def on_cancel(self, link: Link, event: CancelReceived) -> None:
+        """Nothing to cancel."""
+
+    def on_message(self, link: Link, event: MessageReceived) -> None:
+        """No topics over the pipe."""
+
+    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
+        """No topics over the pipe."""
+
+    def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:
+        """EOF follows."""
+
+    def on_closed(self, link: Link, event: Closed) -> None:
+        """The loop of the thread sees it."""

@@ -1,0 +1,91 @@
+"""Run an `async def` target: event loop, handle, signals, loop heartbeat, and the end of the life.
+
+The blocking twin is sync_runtime.py. What both share (loading, exit facts) is in bootstrap.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from smartipc.ipc import control
+from smartipc.ipc.handle import SmartIpc
+from smartipc.ipc.routing.directory import Directory
+from smartipc.workers.control import ControlClient
+from smartipc.workers.signals import stop_signals
+
+_CANCEL_AT = 0.8
+"""Share of the grace after which a target that ignores `ipc.stopping` is cancelled, so that its `finally` runs."""
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return a uvloop where it is installed, else asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def run(
+    function: Callable[..., Awaitable[Any]],
+    launch: control.Launch,
+    directory: Directory,
+    port: ControlClient,
+    started: control.Started,
+) -> str:
+    """Run the target to its end and return "completed" or "stopped".
+
+    Raises:
+        BaseException: whatever the target raised.
+    """
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_life(function, launch, directory, port, started))
+
+
+async def _life(
+    function: Callable[..., Awaitable[Any]],
+    launch: control.Launch,
+    directory: Directory,
+    port: ControlClient,
+    started: control.Started,
+) -> str:
+    loop = asyncio.get_running_loop()
+    ipc = SmartIpc(launch, directory, port)
+    await ipc._open()  # noqa: SLF001 - the runtimes drive the handle's life
+    if started.heartbeat_source == "loop":
+        _tick(loop, port, launch.heartbeat.interval / 2)
+    for number in stop_signals(launch):
+        loop.add_signal_handler(number, ipc._begin_stop, f"signal {number.name}")  # noqa: SLF001
+    port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
+    main = asyncio.ensure_future(_call(function, ipc, launch))
+    watch = asyncio.ensure_future(_cancel_late(ipc, main, launch.grace * _CANCEL_AT))
+    port.notify(control.started, started)
+    try:
+        await main
+    except asyncio.CancelledError:
+        if not ipc.stopping:
+            raise
+    finally:
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+        await ipc._close(launch.grace / 2)  # noqa: SLF001
+    return "stopped" if ipc.stopping else "completed"
+
+
+async def _call(function: Callable[..., Awaitable[Any]], ipc: SmartIpc, launch: control.Launch) -> None:
+    await function(ipc, *launch.args, **launch.kwargs)
+
+
+async def _cancel_late(ipc: SmartIpc, main: asyncio.Future[None], delay: float) -> None:
+    await ipc.stopped()
+    await asyncio.sleep(delay)
+    main.cancel()
+
+
+def _tick(loop: asyncio.AbstractEventLoop, port: ControlClient, period: float) -> None:
+    port.turned()
+    loop.call_later(period, _tick, loop, port, period)
