@@ -56,6 +56,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def ready(self) -> bool:
+        """Whether requests may be routed to it."""
         return self.state == "ready"
 
 

@@ -204,7 +204,7 @@ class WorkerDied(CallError):
         instance: str,
         exit_code: int | None = None,
         signal: str | None = None,
-        oom: bool = False,  # noqa: FBT002 - the contract's order of facts
+        oom: bool = False,
         processed: Processed = "maybe",
         *,
         reason: str = "",
@@ -244,9 +244,7 @@ class RemoteError(CallError):
 
     processed_default = "yes"
 
-    def __init__(
-        self, type_name: str, message: str, remote_traceback: str | None = None, **call: Any
-    ) -> None:
+    def __init__(self, type_name: str, message: str, remote_traceback: str | None = None, **call: Any) -> None:
         super().__init__(**call)
         self.type_name = type_name
         self.message = message

@@ -18,7 +18,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Tell the life to end: StopOrder over the pipe, stop signal and SIGCONT to its group. Kill follows after `grace`."""
+    """Tell the life to end: StopOrder over the pipe, stop signal and SIGCONT to its group; Kill follows after grace."""
 
     instance: str
     generation: int
@@ -46,7 +46,8 @@ class Kill:
 class Announce:
     """A transition happened: make it an event (SPEC 7) and update the directory that workers see.
 
-    `event` is "instance.state", or "instance.hang" (from_state == to_state), "app.started", "app.stopping" (instance "").
+    `event` is "instance.state", "instance.hang" (from_state == to_state), "app.started" or "app.stopping" (both with
+    instance "").
     """
 
     event: str
