@@ -1,0 +1,579 @@
+"""One connection of SIPC/1 as a pure object: bytes and `now` in, events and bytes out.
+
+The integrator calls `start`, feeds `receive_data` and `receive_eof`, writes what `data_to_send` hands out while
+`has_data`, and calls `handle_timer` when `next_timer` has come. Nothing here raises because of a peer: a peer that
+breaks the protocol gets one FATAL frame, and the integrator one `Closed` event, after which nothing follows. Misuse by
+the integrator raises LocalProtocolError. No sockets, clocks, locks or payload types: see drivers and wire.codec.
+
+This file is a little longer than the house rule because the parse loop and its handlers share state that would be
+passed around otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from smartipc.ipc.errors import FrameTooLarge, LocalProtocolError, ProtocolError, RemoteProtocolError
+from smartipc.ipc.protocol import handshake
+from smartipc.ipc.protocol.calls import Calls
+from smartipc.ipc.protocol.events import (
+    CallExpired,
+    CancelReceived,
+    Closed,
+    ConsumedReceived,
+    ErrorReceived,
+    Event,
+    GoodbyeReceived,
+    MessageReceived,
+    NotifyReceived,
+    Opened,
+    PongReceived,
+    ReplyReceived,
+    RequestReceived,
+)
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.outbox import Outbox
+from smartipc.ipc.protocol.reassembly import Reassembly
+from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
+from smartipc.ipc.wire import heads
+from smartipc.ipc.wire.frames import (
+    FRAGMENTABLE,
+    HANDSHAKE_KINDS,
+    HEADER,
+    HEADER_SIZE,
+    PREFACE,
+    RESERVED,
+    Flag,
+    Kind,
+    frame,
+)
+from smartipc.ipc.wire.heads import Fault
+from smartipc.ipc.wire.limits import Limits
+from smartipc.ipc.wire.receive_buffer import ReceiveBuffer
+
+_OVERLOADED = Fault(8, "Overloaded", "too many requests in flight", retryable=True, processed=0)
+_DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True, processed=0)
+_RESPONSE = int(Kind.RESPONSE)
+_REQUEST = int(Kind.REQUEST)
+_KNOWN = frozenset(int(kind) for kind in Kind)
+_FLAGS = Flag.MORE | Flag.IGNORABLE
+_CACHE = 1024
+"""Encoded request heads that are kept; the table is emptied when it is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSnapshot:
+    """Facts about a connection, for status, logs and tests."""
+
+    role: str
+    state: ConnectionState
+    peer: Identity | None
+    calls: int
+    serving: int
+    late_replies: int
+    ignored_frames: int
+    bytes_received: int
+
+
+class Connection:
+    """The protocol state of one connection, either side.
+
+    Args:
+        role: "client" for the side that connected, which speaks first; "server" for the one that accepted.
+        identity: what this side says of itself.
+        limits: bounds of this connection.
+    """
+
+    def __init__(self, role: Literal["client", "server"], identity: Identity, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+        self.role = role
+        self.identity = identity
+        self.limits = limits
+        self.state = ConnectionState.OPENING
+        self.peer: Identity | None = None
+        self.late_replies = 0
+        self._ignored = 0
+        self._received = 0
+        self._message_limit = limits.message
+        self._calls = Calls(1 if role == "client" else 2)
+        self._serving: set[int] = set()
+        self._refuse: Fault | None = None
+        self._in = ReceiveBuffer()
+        self._parts = Reassembly(limits)
+        self._out = Outbox(limits.chunk)
+        self._heads: dict[tuple[str, int, int], bytes] = {}
+        self._preface_due = True
+        self._preface_sent = False
+        self._handshake_by: float | None = None
+        self._partial_since: float | None = None
+        self._ping_sequence = 0
+        self._pings_sent: dict[int, float] = {}
+        self._ping_window = (0.0, 0)
+        self._handlers: dict[int, Callable[[int, bytes, bytes, float, list[Event]], None]] = {
+            Kind.HELLO: self._on_hello,
+            Kind.WELCOME: self._on_welcome,
+            Kind.REJECT: self._on_reject,
+            Kind.PING: self._on_ping,
+            Kind.PONG: self._on_pong,
+            Kind.GOAWAY: self._on_goaway,
+            Kind.FATAL: self._on_fatal,
+            Kind.REQUEST: self._on_request,
+            Kind.RESPONSE: self._on_response,
+            Kind.ERROR: self._on_error,
+            Kind.CANCEL: self._on_cancel,
+            Kind.NOTIFY: self._on_notify,
+            Kind.MSG: self._on_message,
+            Kind.ACK: self._on_ack,
+        }
+
+    def __repr__(self) -> str:
+        name = self.peer.name if self.peer else "?"
+        return f"<Connection {self.role} {self.state.value} with {name}, {len(self._calls)} calls>"
+
+    def snapshot(self) -> ConnectionSnapshot:
+        """Return the facts of this moment."""
+        return ConnectionSnapshot(
+            self.role,
+            self.state,
+            self.peer,
+            len(self._calls),
+            len(self._serving),
+            self.late_replies,
+            self._ignored,
+            self._received,
+        )
+
+    # the integrator's side: time and bytes
+
+    def start(self, now: float) -> None:
+        """Begin. The client queues its preface and HELLO, and may send requests right behind them."""
+        if self.role == "client":
+            self._handshake_by = now + self.limits.handshake_timeout
+            self._send_handshake(Kind.HELLO, heads.encoder.encode(handshake.hello(self.identity, self.limits)))
+        else:
+            self._handshake_by = now + self.limits.accept_timeout
+
+    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        """Take what was read and return what it means; never raises because of its content."""
+        if self.state is ConnectionState.CLOSED:
+            return []
+        events: list[Event] = []
+        self._received += len(data)
+        self._in.append(data)
+        try:
+            self._parse(now, events)
+        except RemoteProtocolError as error:
+            self._fail(error, events)
+        except msgspec.DecodeError as error:
+            self._fail(RemoteProtocolError(f"malformed head: {error}"), events)
+        return events
+
+    def receive_eof(self, now: float) -> list[Event]:  # noqa: ARG002 - the shape of every input
+        """Take the end of the peer's bytes: the connection is over."""
+        events: list[Event] = []
+        if self.state is not ConnectionState.CLOSED:
+            if len(self._in) and self.state is ConnectionState.OPENING:
+                self._end(RemoteProtocolError("connection ended within the handshake"), "", events)
+            else:
+                self._end(None, "the peer closed the connection", events)
+        return events
+
+    @property
+    def has_data(self) -> bool:
+        """Whether data_to_send has something."""
+        return bool(self._out)
+
+    def data_to_send(self) -> list[bytes]:
+        """Hand out what to write, control frames first, then whole frames, then at most one piece of a large one.
+
+        Call again while `has_data` and the transport takes more, so that new control frames overtake large ones.
+        """
+        return self._out.take()
+
+    def next_timer(self) -> float | None:
+        """Return when handle_timer must be called, in monotonic seconds; None for never."""
+        soonest = self._calls.earliest
+        if self._handshake_by is not None and (soonest is None or self._handshake_by < soonest):
+            soonest = self._handshake_by
+        if self._partial_since is not None:
+            by = self._partial_since + self.limits.frame_timeout
+            if soonest is None or by < soonest:
+                soonest = by
+        return soonest
+
+    def handle_timer(self, now: float) -> list[Event]:
+        """Let time pass: expire calls, give up on a silent handshake or an unfinished frame."""
+        events: list[Event] = []
+        if self.state is ConnectionState.CLOSED:
+            return events
+        if self._handshake_by is not None and now >= self._handshake_by:
+            self._fail(RemoteProtocolError("no handshake in time"), events)
+            return events
+        if self._partial_since is not None and now >= self._partial_since + self.limits.frame_timeout:
+            self._fail(RemoteProtocolError("a started frame was not finished in time"), events)
+            return events
+        for ident in self._calls.expire(now):
+            self._withdraw(ident)
+            events.append(CallExpired(ident))
+        return events
+
+    # the integrator's side: what to say
+
+    def request(
+        self,
+        method: str,
+        payload: bytes,
+        now: float,
+        *,
+        timeout: float,
+        headers: dict[str, str] | None = None,
+        attempt: int = 1,
+    ) -> int:
+        """Queue a request and return its id; `timeout` in seconds from `now`.
+
+        Raises:
+            FrameTooLarge: the payload exceeds a limit of either side; nothing was queued.
+            LocalProtocolError: the connection is closed.
+        """
+        self._check(len(payload))
+        milliseconds = max(1, int(timeout * 1000))
+        if headers is None:
+            key = (method, milliseconds, attempt)
+            head = self._heads.get(key)
+            if head is None:
+                if len(self._heads) >= _CACHE:
+                    self._heads.clear()
+                head = self._heads[key] = heads.encoder.encode(heads.RequestHead(method, milliseconds, attempt))
+        else:
+            head = self._head(heads.RequestHead(method, milliseconds, attempt, headers))
+        ident = self._calls.add(now + timeout)
+        if self._out.add(_REQUEST, ident, head, payload):
+            self._out.unwritten_bulk.add(ident)
+        else:
+            self._out.unwritten.add(ident)
+        return ident
+
+    def notify(self, method: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
+        """Queue a one-way message; notifies never overtake each other.
+
+        Raises:
+            FrameTooLarge: as request.
+            LocalProtocolError: as request.
+        """
+        self._check(len(payload))
+        self._out.add(Kind.NOTIFY, 0, self._head(heads.RequestHead(method, 0, 1, headers)), payload, key="notify")
+
+    def publish(
+        self,
+        number: int,
+        topic: str,
+        payload: bytes,
+        *,
+        headers: dict[str, str] | None = None,
+        retained: bool = False,
+    ) -> None:
+        """Queue a message for the peer's subscription `number`; in order per number.
+
+        Raises:
+            FrameTooLarge: as request.
+            LocalProtocolError: as request.
+        """
+        self._check(len(payload))
+        self._out.add(Kind.MSG, number, self._head(heads.MessageHead(topic, headers, retained)), payload, key=number)
+
+    def consumed(self, number: int, count: int) -> None:
+        """Queue that `count` messages in all of our subscription `number` are consumed."""
+        if self.state is not ConnectionState.CLOSED:
+            self._control(Kind.ACK, number, heads.AckHead(count))
+
+    def reply(self, ident: int, payload: bytes) -> None:
+        """Answer a request; ignored if it was cancelled or the connection is over.
+
+        Raises:
+            FrameTooLarge: the reply exceeds the limit; the request is still unanswered.
+        """
+        if ident in self._serving:
+            if len(payload) > self._message_limit:
+                raise FrameTooLarge(len(payload), self._message_limit, "reply")
+            self._serving.discard(ident)
+            self._out.add(_RESPONSE, ident, b"", payload)
+
+    def fail(self, ident: int, fault: Fault) -> None:
+        """Answer a request with an error; ignored as reply is."""
+        if ident in self._serving:
+            self._serving.discard(ident)
+            self._answer_fault(ident, fault)
+
+    def cancel(self, ident: int) -> None:
+        """Forget a request of ours and tell the peer; what it still answers is dropped and counted."""
+        if self._calls.remove(ident):
+            self._withdraw(ident)
+
+    def ping(self, now: float) -> int:
+        """Queue a ping and return its sequence number; PongReceived tells the round trip."""
+        self._ping_sequence += 1
+        self._pings_sent[self._ping_sequence] = now
+        self._control(Kind.PING, 0, heads.PingHead(self._ping_sequence))
+        return self._ping_sequence
+
+    def goodbye(self, reason: str = "") -> None:
+        """Refuse requests from now on, telling the peer that it may safely try elsewhere."""
+        if self._refuse is None and self.state is not ConnectionState.CLOSED:
+            self._refuse = _DRAINING
+            self._control(Kind.GOAWAY, 0, heads.Reason(reason[:200]))
+
+    def close(self, reason: str = "closed here") -> list[Event]:
+        """End the connection and return its Closed event, or nothing if it was over already."""
+        events: list[Event] = []
+        if self.state is not ConnectionState.CLOSED:
+            self._end(None, reason, events)
+        return events
+
+    # parsing
+
+    def _parse(self, now: float, events: list[Event]) -> None:
+        buffer = self._in
+        if self._preface_due and not self._read_preface(buffer):
+            return
+        data, offset = buffer.data, buffer.offset
+        end = len(data)
+        limits = self.limits
+        calls = self._calls.pending
+        halves = self._parts.halves
+        while end - offset >= HEADER_SIZE:
+            size, kind, flags, head_size, ident = HEADER.unpack_from(data, offset)
+            if size > limits.frame or head_size > size or head_size > limits.head or kind not in _KNOWN or flags:
+                size, kind = self._check_header(size, kind, flags, head_size)
+            elif self.state is ConnectionState.OPENING:
+                self._check_opening(size, kind)
+            body = offset + HEADER_SIZE
+            stop = body + size
+            if stop > end:
+                break
+            offset = buffer.offset = stop
+            if kind == _RESPONSE and not flags and not halves and ident in calls:
+                del calls[ident]
+                events.append(ReplyReceived(ident, bytes(data[body + head_size : stop])))
+                continue
+            self._dispatch(kind, flags, ident, bytes(data[body : body + head_size]), data[body + head_size : stop], now, events)
+            if self.state is ConnectionState.CLOSED:
+                return
+        if offset < end:
+            if self._partial_since is None or offset > 0:
+                self._partial_since = now
+        else:
+            self._partial_since = None
+
+    def _dispatch(
+        self, kind: int, flags: int, ident: int, head: bytes, payload: bytes | bytearray, now: float, events: list[Event]
+    ) -> None:
+        if kind not in _KNOWN:
+            self._ignored += 1
+            return
+        whole = bytes(payload)
+        if kind in FRAGMENTABLE and (flags & Flag.MORE or (self._parts and self._parts.expects(kind, ident))):
+            complete = self._parts.add(kind, ident, head, whole, last=not flags & Flag.MORE)
+            if complete is None:
+                return
+            head, whole = complete
+        self._handlers[kind](ident, head, whole, now, events)
+
+    def _read_preface(self, buffer: ReceiveBuffer) -> bool:
+        start = bytes(buffer.data[buffer.offset : buffer.offset + len(PREFACE)])
+        if start != PREFACE[: len(start)]:
+            raise RemoteProtocolError(f"not SIPC/1: the peer began with {start!r}")
+        if len(start) < len(PREFACE):
+            return False
+        buffer.offset += len(PREFACE)
+        self._preface_due = False
+        return True
+
+    def _check_header(self, size: int, kind: int, flags: int, head_size: int) -> tuple[int, int]:
+        """Judge a header that is not the plain case, before a byte of its body is kept."""
+        if kind in (0x00, 0xFF):
+            raise RemoteProtocolError(f"invalid frame kind 0x{kind:02x}")
+        if size > self.limits.frame:
+            raise FrameTooLarge(size, self.limits.frame)
+        if head_size > size or head_size > self.limits.head:
+            raise RemoteProtocolError(f"head of {head_size} bytes in a frame of {size}")
+        if flags & ~_FLAGS:
+            raise RemoteProtocolError(f"flags 0x{flags:02x} are not negotiated")
+        if kind not in _KNOWN and not flags & Flag.IGNORABLE:
+            raise RemoteProtocolError(f"unknown frame kind 0x{kind:02x}")
+        if flags & Flag.MORE and kind not in FRAGMENTABLE:
+            raise RemoteProtocolError(f"frame kind 0x{kind:02x} cannot be cut")
+        if self.state is ConnectionState.OPENING:
+            self._check_opening(size, kind)
+        return size, kind
+
+    def _check_opening(self, size: int, kind: int) -> None:
+        expected = (Kind.HELLO,) if self.role == "server" else (Kind.WELCOME, Kind.REJECT, Kind.FATAL)
+        if kind not in expected:
+            raise RemoteProtocolError(f"frame kind 0x{kind:02x} before the handshake")
+        if size > self.limits.preauth:
+            raise FrameTooLarge(size, self.limits.preauth, "handshake frame")
+
+    # frames
+
+    def _on_hello(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        self._only_opening()
+        theirs = heads.decode(head, heads.Hello)
+        try:
+            answer = handshake.welcome(theirs, self.identity, self.limits)
+        except RemoteProtocolError as error:
+            reject = heads.Reject(error.reason, 0, handshake.MINOR)
+            self._send_handshake(Kind.REJECT, heads.encoder.encode(reject))
+            self._end(error, error.reason, events)
+            return
+        self._send_handshake(Kind.WELCOME, heads.encoder.encode(answer))
+        self._open(theirs, events)
+
+    def _on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        self._only_opening()
+        theirs = heads.decode(head, heads.Welcome)
+        handshake.check_welcome(theirs)
+        self._open(theirs, events)
+
+    def _only_opening(self) -> None:
+        if self.state is not ConnectionState.OPENING:
+            raise RemoteProtocolError("a second handshake")
+
+    def _open(self, theirs: heads.Hello | heads.Welcome, events: list[Event]) -> None:
+        self.peer = handshake.identity_of(theirs)
+        self._message_limit = min(self.limits.message, max(0, theirs.message_limit))
+        self._handshake_by = None
+        self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
+        events.append(Opened(self.peer))
+
+    def _on_reject(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        self._only_opening()
+        reject = heads.decode(head, heads.Reject)
+        self._end(RemoteProtocolError(f"refused by the peer: {reject.reason}"), reject.reason, events)
+
+    def _on_ping(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        since, count = self._ping_window
+        self._ping_window = (since, count + 1) if now - since < 1.0 else (now, 1)
+        if self._ping_window[1] > self.limits.pings:
+            raise RemoteProtocolError("too many pings")
+        self._control(Kind.PONG, ident, heads.decode(head, heads.PingHead))
+
+    def _on_pong(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        sequence = heads.decode(head, heads.PingHead).sequence
+        sent = self._pings_sent.pop(sequence, None)
+        if sent is not None:
+            events.append(PongReceived(sequence, now - sent))
+
+    def _on_goaway(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        reason = heads.decode(head, heads.Reason).reason
+        self.state = TRANSITIONS[self.state, Cause.GOODBYE]
+        events.append(GoodbyeReceived(reason))
+
+    def _on_fatal(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        reason = heads.decode(head, heads.Reason).reason
+        self._end(LocalProtocolError(f"the peer refused our bytes: {reason}"), reason, events)
+
+    def _on_request(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
+        if self._calls.owns(ident) or ident in self._serving or ident == 0:
+            raise RemoteProtocolError(f"request id {ident} is not the peer's to use")
+        fields = heads.decode(head, heads.RequestHead)
+        refuse = self._refuse or (_OVERLOADED if len(self._serving) >= self.limits.inflight else None)
+        if refuse is not None:
+            self._answer_fault(ident, refuse)
+            return
+        self._serving.add(ident)
+        deadline = now + fields.timeout_ms / 1000 if fields.timeout_ms > 0 else None
+        events.append(
+            RequestReceived(ident, fields.method, payload, deadline, fields.headers, fields.attempt, now)
+        )
+
+    def _on_response(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        if self._answered(ident):
+            events.append(ReplyReceived(ident, payload))
+
+    def _on_error(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        fault = heads.decode(payload, heads.Fault)
+        if self._answered(ident):
+            events.append(ErrorReceived(ident, fault))
+
+    def _answered(self, ident: int) -> bool:
+        """Take a call out of the waiting ones; a late answer is counted, one to nothing we asked is a violation."""
+        if self._calls.remove(ident):
+            return True
+        if not self._calls.issued(ident):
+            raise RemoteProtocolError(f"an answer to request {ident}, which was never sent")
+        self.late_replies += 1
+        return False
+
+    def _on_cancel(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        self._parts.drop(_REQUEST, ident)
+        if ident in self._serving:
+            self._serving.discard(ident)
+            events.append(CancelReceived(ident))
+
+    def _on_notify(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        fields = heads.decode(head, heads.RequestHead)
+        events.append(NotifyReceived(fields.method, payload, fields.headers, now))
+
+    def _on_message(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
+        fields = heads.decode(head, heads.MessageHead)
+        events.append(MessageReceived(ident, fields.topic, payload, fields.headers, fields.retained, now))
+
+    def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        events.append(ConsumedReceived(ident, heads.decode(head, heads.AckHead).consumed))
+
+    # sending and ending
+
+    def _check(self, size: int) -> None:
+        if self.state is ConnectionState.CLOSED:
+            raise LocalProtocolError("the connection is closed")
+        if size > self._message_limit:
+            raise FrameTooLarge(size, self._message_limit, "message")
+
+    def _head(self, head: heads.RequestHead | heads.MessageHead) -> bytes:
+        encoded = heads.encoder.encode(head)
+        if len(encoded) > self.limits.head:
+            raise FrameTooLarge(len(encoded), self.limits.head, "head")
+        return encoded
+
+    def _control(self, kind: Kind, ident: int, head: msgspec.Struct) -> None:
+        self._out.control.append(frame(kind, ident, heads.encoder.encode(head)))
+
+    def _send_handshake(self, kind: Kind, head: bytes) -> None:
+        assert kind in HANDSHAKE_KINDS
+        assert kind not in RESERVED
+        self._preface_sent = True
+        self._out.control.append(PREFACE + frame(kind, 0, head))
+
+    def _answer_fault(self, ident: int, fault: Fault) -> None:
+        encoded = heads.encoder.encode(fault)
+        if len(encoded) > self.limits.chunk:
+            short = msgspec.structs.replace(fault, message=fault.message[:4096], details=b"", known=(), traceback=None)
+            encoded = heads.encoder.encode(short)
+        self._out.normal.append(frame(Kind.ERROR, ident, b"", encoded))
+
+    def _withdraw(self, ident: int) -> None:
+        if self._out.drop(_REQUEST, ident):
+            self._out.control.append(frame(Kind.CANCEL, ident))
+
+    def _fail(self, error: RemoteProtocolError, events: list[Event]) -> None:
+        """Answer a broken peer with one FATAL frame and end."""
+        self._out.clear()
+        fatal = frame(Kind.FATAL, 0, heads.encoder.encode(heads.Reason(str(error)[:200])))
+        self._out.control.append(fatal if self._preface_sent else PREFACE + fatal)
+        self._end(error, str(error), events, keep_output=True)
+
+    def _end(self, error: ProtocolError | None, reason: str, events: list[Event], *, keep_output: bool = False) -> None:
+        unwritten = self._out.unwritten | self._out.unwritten_bulk
+        lost = tuple((ident, ident not in unwritten) for ident in self._calls.pending)
+        self._calls.clear()
+        self._serving.clear()
+        self._parts.clear()
+        self._in.clear()
+        self._handshake_by = self._partial_since = None
+        if not keep_output and self.state is not ConnectionState.OPENING:
+            self._out.clear()
+        self.state = TRANSITIONS[self.state, Cause.END]
+        events.append(Closed(error, reason, lost))

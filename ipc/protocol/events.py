@@ -1,0 +1,119 @@
+"""What the protocol core reports. Plain facts; a driver passes them on and decides nothing."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from smartipc.ipc.errors import ProtocolError
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.wire.heads import Fault
+
+
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """The handshake is complete; `peer` is what the other side says of itself."""
+
+    peer: Identity
+
+
+class RequestReceived(msgspec.Struct, frozen=True):
+    """A call to answer with reply or fail. `deadline` is monotonic seconds here, None for none."""
+
+    id: int
+    method: str
+    payload: bytes
+    deadline: float | None
+    headers: dict[str, str] | None
+    attempt: int
+    received_at: float
+
+
+class NotifyReceived(msgspec.Struct, frozen=True):
+    """A one-way message."""
+
+    method: str
+    payload: bytes
+    headers: dict[str, str] | None
+    received_at: float
+
+
+class ReplyReceived(msgspec.Struct, frozen=True, gc=False):
+    """Our call succeeded."""
+
+    id: int
+    payload: bytes
+
+
+class ErrorReceived(msgspec.Struct, frozen=True):
+    """Our call failed at the other side."""
+
+    id: int
+    fault: Fault
+
+
+class CallExpired(msgspec.Struct, frozen=True, gc=False):
+    """Our call's deadline passed; the peer has been told to cancel."""
+
+    id: int
+
+
+class CancelReceived(msgspec.Struct, frozen=True, gc=False):
+    """The caller of this request no longer wants it; an answer would be dropped."""
+
+    id: int
+
+
+class MessageReceived(msgspec.Struct, frozen=True):
+    """A published message for our subscription `number`."""
+
+    number: int
+    topic: str
+    payload: bytes
+    headers: dict[str, str] | None
+    retained: bool
+    received_at: float
+
+
+class ConsumedReceived(msgspec.Struct, frozen=True, gc=False):
+    """The subscriber has consumed `count` of our messages to its subscription `number`, in all."""
+
+    number: int
+    count: int
+
+
+class GoodbyeReceived(msgspec.Struct, frozen=True, gc=False):
+    """The peer will not serve calls that start from now on; those under way are finished."""
+
+    reason: str
+
+
+class PongReceived(msgspec.Struct, frozen=True, gc=False):
+    """Answer to our ping; `rtt` in seconds."""
+
+    sequence: int
+    rtt: float
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """The connection is over; nothing follows. `lost` names our unanswered calls and whether each was written."""
+
+    error: ProtocolError | None
+    reason: str
+    lost: tuple[tuple[int, bool], ...]
+
+
+Event: TypeAlias = (
+    Opened
+    | RequestReceived
+    | NotifyReceived
+    | ReplyReceived
+    | ErrorReceived
+    | CallExpired
+    | CancelReceived
+    | MessageReceived
+    | ConsumedReceived
+    | GoodbyeReceived
+    | PongReceived
+    | Closed
+)

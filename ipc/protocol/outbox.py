@@ -1,0 +1,138 @@
+"""What waits to be sent, in three lanes: control first, then whole frames, then pieces of large messages.
+
+Large payloads are cut here, at most `ACTIVE` of them interleaved. Messages of one order key (a subscription, the
+notifies) never overtake each other. No meaning of frames lives here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from smartipc.ipc.wire.frames import HEADER, Flag, frame
+
+ACTIVE = 8
+"""Large messages cut in turn at a time; below the receiver's bound on half-received ones."""
+
+
+class _Bulk:
+    """One payload on its way in pieces."""
+
+    __slots__ = ("chunk", "head", "ident", "key", "kind", "offset", "payload")
+
+    def __init__(self, kind: int, ident: int, head: bytes, payload: bytes, chunk: int, key: object) -> None:
+        self.kind = kind
+        self.ident = ident
+        self.head = head
+        self.payload = payload
+        self.chunk = chunk
+        self.key = key
+        self.offset = 0
+
+    def next_piece(self) -> bytes:
+        end = min(self.offset + self.chunk, len(self.payload))
+        more = Flag.MORE if end < len(self.payload) else 0
+        piece = frame(self.kind, self.ident, self.head, self.payload[self.offset : end], more)
+        self.head = b""
+        self.offset = end
+        return piece
+
+    @property
+    def done(self) -> bool:
+        return self.offset >= len(self.payload)
+
+
+class Outbox:
+    """Frames to send. `unwritten` holds the ids of requests of which nothing has been handed out yet."""
+
+    __slots__ = ("_bulk", "_chunk", "_keys", "control", "normal", "unwritten", "unwritten_bulk")
+
+    def __init__(self, chunk: int) -> None:
+        self.control: list[bytes] = []
+        self.normal: list[bytes] = []
+        self.unwritten: set[int] = set()
+        self.unwritten_bulk: set[int] = set()
+        self._bulk: deque[_Bulk] = deque()
+        self._keys: dict[object, int] = {}
+        self._chunk = chunk
+
+    def __bool__(self) -> bool:
+        return bool(self.normal or self.control or self._bulk)
+
+    def __repr__(self) -> str:
+        return f"<Outbox {len(self.control)} control, {len(self.normal)} frames, {len(self._bulk)} large>"
+
+    def add(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object = None) -> bool:
+        """Queue a message, cut if it is large; return whether it went to the lane of large ones."""
+        if len(payload) <= self._chunk and not (self._keys and key in self._keys):
+            self.normal.append(frame(kind, ident, head, payload))
+            return False
+        self._bulk.append(_Bulk(kind, ident, head, payload, self._chunk, key))
+        if key is not None:
+            self._keys[key] = self._keys.get(key, 0) + 1
+        return True
+
+    def drop(self, kind: int, ident: int) -> bool:
+        """Forget a message, or the rest of a large one; return whether any of it had been handed out."""
+        if ident in self.unwritten:
+            self.unwritten.discard(ident)
+            for index, queued in enumerate(self.normal):
+                header = HEADER.unpack_from(queued)
+                if header[1] == kind and header[4] == ident:
+                    del self.normal[index]
+                    break
+            return False
+        for bulk in self._bulk:
+            if bulk.kind == kind and bulk.ident == ident:
+                self._bulk.remove(bulk)
+                self.unwritten_bulk.discard(ident)
+                return bulk.offset > 0
+        return True
+
+    def take(self) -> list[bytes]:
+        """Hand out everything small, or one round of pieces behind it."""
+        out = self.control
+        if self.normal:
+            out += self.normal
+            self.normal = []
+            self.unwritten.clear()
+        self.control = []
+        if self._bulk:
+            out.append(self._piece())
+        return out
+
+    def _piece(self) -> bytes:
+        bulk = self._bulk[0]
+        self.unwritten_bulk.discard(bulk.ident)
+        piece = bulk.next_piece()
+        if bulk.done:
+            self._bulk.popleft()
+            self._finished(bulk.key)
+        elif len(self._bulk) > 1:
+            self._turn()
+        return piece
+
+    def _finished(self, key: object) -> None:
+        if key is None:
+            return
+        left = self._keys[key] - 1
+        if left:
+            self._keys[key] = left
+        else:
+            del self._keys[key]
+
+    def _turn(self) -> None:
+        """Let the next of the first ACTIVE ones have a turn, unless that would break the order of a key."""
+        first = self._bulk.popleft()
+        place = 0
+        for place, other in enumerate(self._bulk, start=1):  # noqa: B007 - the last index is used
+            if place >= ACTIVE or (first.key is not None and other.key == first.key):
+                place -= 1
+                break
+        self._bulk.insert(place, first)
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self.control.clear()
+        self.normal.clear()
+        self._bulk.clear()
+        self._keys.clear()

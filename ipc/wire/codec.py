@@ -1,0 +1,90 @@
+"""Payloads: MessagePack by msgspec, decoded strictly into the type that the contract names.
+
+Nothing is ever unpickled. Only values pass here; heads are wire.heads, errors are wire.faults.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from smartipc.ipc.errors import InvalidPayload
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+_PLACE = re.compile(r"(?P<reason>.*) - at `(?P<path>.*)`\Z", re.DOTALL)
+
+EMPTY = _encoder.encode(None)
+"""The payload of a method that takes or returns nothing."""
+
+
+def encode(value: Any, *, method: str | None = None) -> bytes:
+    """Return `value` as MessagePack: Structs, dataclasses and builtins.
+
+    Raises:
+        InvalidPayload: a part of it has no MessagePack form, or it nests too deep.
+    """
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidPayload("$", str(error), method=method, processed="no") from error
+
+
+def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Return the decoder of a type, built once.
+
+    Raises:
+        TypeError: msgspec cannot decode into that type.
+    """
+    try:
+        return _decoders[wanted]
+    except KeyError:
+        decoder = _decoders[wanted] = msgspec.msgpack.Decoder(wanted)
+        return decoder
+    except TypeError:  # not hashable, such as Annotated with a dict in it
+        return msgspec.msgpack.Decoder(wanted)
+
+
+def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) -> Any:
+    """Decode into `wanted`; `None` and `type(None)` both mean nothing, `Any` means plain data.
+
+    Raises:
+        InvalidPayload: it does not fit; `path` names the place, such as "$.items[3].size".
+    """
+    try:
+        return decoder_for(wanted).decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        place = _PLACE.match(str(error))
+        path, reason = (place["path"], place["reason"]) if place else ("$", str(error))
+        raise InvalidPayload(path, reason, method=method) from error
+    except RecursionError as error:
+        raise InvalidPayload("$", "nested too deep", method=method) from error
+
+
+def plain(data: bytes | memoryview) -> Any:
+    """Decode into dicts, lists and scalars.
+
+    Raises:
+        InvalidPayload: not MessagePack.
+    """
+    return decode(data, Any)
+
+
+def to_builtins(value: Any) -> Any:
+    """Return `value` as dicts, lists and scalars, as `plain(encode(value))` would.
+
+    Raises:
+        InvalidPayload: see encode.
+    """
+    return plain(encode(value))
+
+
+def convert(value: Any, wanted: Any, *, method: str | None = None) -> Any:
+    """Check a plain value against a type on the sending side, so that misuse fails here and not at the peer.
+
+    Raises:
+        InvalidPayload: it does not fit.
+    """
+    return decode(encode(value, method=method), wanted, method=method)

@@ -1,0 +1,83 @@
+"""The 16-byte frame header, the kinds and the flags. See docs/reference/wire-protocol.md.
+
+Layout only: no state, no payloads. `KINDS` is the whole vocabulary of SIPC/1, including what a peer may use only
+after it was negotiated as a feature.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+
+PREFACE = b"\x89SIPC\r\n\x01"
+"""First bytes of each direction: a magic that text-mode mangling breaks, and the major version."""
+
+HEADER = struct.Struct("<IBBHQ")
+"""body length u32 · kind u8 · flags u8 · head length u16 · id u64, little-endian."""
+
+HEADER_SIZE = HEADER.size
+
+
+class Kind(IntEnum):
+    """What a frame is. 0x00 and 0xFF are never valid: they are what zeroed or garbage memory looks like."""
+
+    HELLO = 0x01
+    WELCOME = 0x02
+    AUTH = 0x03
+    AUTH_OK = 0x04
+    REJECT = 0x05
+    PING = 0x06
+    PONG = 0x07
+    GOAWAY = 0x08
+    FATAL = 0x09
+    SETTINGS = 0x0A
+    REQUEST = 0x10
+    RESPONSE = 0x11
+    ERROR = 0x12
+    CANCEL = 0x13
+    NOTIFY = 0x15
+    OPEN = 0x20
+    DATA = 0x21
+    CREDIT = 0x22
+    STOP = 0x23
+    RESET = 0x24
+    MSG = 0x34
+    ACK = 0x35
+    FD_ACK = 0x42
+    BUFFER_RELEASE = 0x43
+
+
+class Flag(IntFlag):
+    """Bits of the flags byte; unknown bits are refused."""
+
+    END = 0x01
+    MORE = 0x02
+    OOB = 0x04
+    FDS = 0x08
+    IGNORABLE = 0x80
+
+
+HANDSHAKE_KINDS = frozenset({Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.AUTH_OK, Kind.REJECT})
+FRAGMENTABLE = frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.NOTIFY, Kind.MSG})
+"""Kinds whose payload may be cut: all pieces but the last carry MORE, only the first has a head."""
+
+RESERVED = frozenset(
+    {
+        Kind.AUTH,
+        Kind.AUTH_OK,
+        Kind.SETTINGS,
+        Kind.OPEN,
+        Kind.DATA,
+        Kind.CREDIT,
+        Kind.STOP,
+        Kind.RESET,
+        Kind.FD_ACK,
+        Kind.BUFFER_RELEASE,
+    }
+)
+"""In the format, but refused until the feature they belong to is negotiated."""
+
+
+def frame(kind: int, ident: int, head: bytes = b"", payload: bytes = b"", flags: int = 0) -> bytes:
+    """Return one whole frame."""
+    return HEADER.pack(len(head) + len(payload), kind, flags, len(head), ident) + head + payload

@@ -1,0 +1,121 @@
+"""The typed heads of frames: array-like structs of concrete types only, so that no peer chooses what is built.
+
+New fields go to the end and have a default: an older peer ignores them, a newer one fills them in.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """First frame of the connecting side."""
+
+    minor_min: int
+    minor_max: int
+    features: list[str]
+    name: str
+    pid: int
+    generation: int
+    app: str
+    message_limit: int
+    nonce: bytes = b""
+    mechanisms: tuple[str, ...] = ("peer",)
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """The accepting side's answer: the version and features both will use."""
+
+    minor: int
+    features: list[str]
+    name: str
+    pid: int
+    generation: int
+    app: str
+    message_limit: int
+    nonce: bytes = b""
+    mechanism: str = "peer"
+
+
+class Reject(msgspec.Struct, frozen=True, array_like=True):
+    """No connection: why, and which minor versions would do."""
+
+    reason: str
+    minor_min: int = 0
+    minor_max: int = 0
+
+
+class RequestHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of REQUEST and NOTIFY; `timeout_ms` is what remains, 0 for none."""
+
+    method: str
+    timeout_ms: int = 0
+    attempt: int = 1
+    headers: dict[str, str] | None = None
+    trace: bytes | None = None
+
+
+class MessageHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of MSG."""
+
+    topic: str
+    headers: dict[str, str] | None = None
+    retained: bool = False
+
+
+class AckHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of ACK: messages consumed so far, absolute, so that a lost or repeated one does no harm."""
+
+    consumed: int
+
+
+class Reason(msgspec.Struct, frozen=True, array_like=True):
+    """Head of GOAWAY and FATAL."""
+
+    reason: str
+
+
+class PingHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of PING and PONG."""
+
+    sequence: int
+
+
+class Fault(msgspec.Struct, frozen=True, array_like=True):
+    """Head of ERROR. `code` below 17 are gRPC's numbers, 100 to 199 the library's, see wire.faults."""
+
+    code: int
+    name: str
+    message: str
+    retryable: bool = False
+    processed: int = 1
+    """0 no, 1 maybe, 2 yes."""
+    retry_after_ms: int = 0
+    instance: str = ""
+    known: tuple[str, ...] = ()
+    type: str = ""
+    """Registered name of a declared application error, or the type of an undeclared one."""
+    details: bytes = b""
+    """MessagePack array of a declared error's arguments."""
+    path: str = ""
+    traceback: str | None = None
+
+
+H = TypeVar("H", Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, Reason, PingHead, Fault)
+
+encoder = msgspec.msgpack.Encoder()
+_decoders = {
+    cls: msgspec.msgpack.Decoder(cls)
+    for cls in (Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, Reason, PingHead, Fault)
+}
+
+
+def decode(data: bytes, cls: type[H]) -> H:
+    """Decode a head.
+
+    Raises:
+        msgspec.DecodeError: malformed, or of other types.
+    """
+    return _decoders[cls].decode(data)  # type: ignore[return-value]

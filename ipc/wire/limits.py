@@ -1,0 +1,37 @@
+"""Every bound of the protocol in one frozen value. Numbers only; whoever reads bytes enforces them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one connection, in bytes, seconds and counts (SPEC 5.11)."""
+
+    frame: int = 256 * KIB
+    """Largest frame body."""
+    head: int = 8 * KIB
+    control: int = 16 * KIB
+    """Largest body of a connection-level frame."""
+    message: int = 16 * MIB
+    """Largest payload, reassembled from frames."""
+    chunk: int = 64 * KIB
+    """Size of the pieces that a larger payload is cut into, so that small frames overtake it."""
+    preauth: int = 4 * KIB
+    """Bytes that a peer may send before its handshake is complete."""
+    handshake_timeout: float = 10.0
+    """Seconds for the handshake as the connecting side sees it."""
+    accept_timeout: float = 2.0
+    """Seconds for the handshake as the accepting side sees it."""
+    frame_timeout: float = 10.0
+    """Seconds to finish a started frame or message."""
+    inflight: int = 1024
+    """Unanswered requests that a peer may have here."""
+    partial: int = 32
+    """Messages that a peer may have half-sent at a time."""
+    pings: int = 20
+    """Unsolicited pings a peer may send within a second."""
