@@ -1,0 +1,417 @@
+"""The asyncio driver: one socket, one timer, and a map from call id to future around one Connection.
+
+Knows nothing of contracts, payload types or routing. Reads with add_reader on its own non-blocking socket; writes at
+once while idle, and once per loop turn or receive batch when busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.errors import ConnectionLost, RequestTimeout, SmartIpcError
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import (
+    CallExpired,
+    CancelReceived,
+    Closed,
+    ConsumedReceived,
+    ErrorReceived,
+    Event,
+    GoodbyeReceived,
+    MessageReceived,
+    NotifyReceived,
+    Opened,
+    ReplyReceived,
+    RequestReceived,
+)
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.wire.heads import Fault
+
+READ_SIZE = 256 * 1024
+HIGH_WATER = 1024 * 1024
+"""Unsent bytes above which `drained` waits."""
+_IOV = 512
+"""Pieces per sendmsg, below every platform's limit."""
+
+
+class Link:
+    """One connection on the running loop. Takes ownership of `sock`, which becomes non-blocking.
+
+    Args:
+        sock: a connected stream socket.
+        connection: a fresh protocol state; it is started here.
+        host: told what arrives.
+    """
+
+    def __init__(self, sock: socket.socket, connection: Connection, host: LinkHost) -> None:
+        self.connection = connection
+        self.closed = False
+        self.error: SmartIpcError | None = None
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._futures: dict[int, asyncio.Future[bytes]] = {}
+        self._unsent: list[bytes | memoryview] = []
+        self._unsent_bytes = 0
+        self._writing = False
+        self._in_batch = False
+        self._flush_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._opened: asyncio.Future[Identity] | None = None
+        sock.setblocking(False)
+        self._loop.add_reader(self._fd, self._readable)
+        connection.start(self._loop.time())
+        self._flush()
+        self._arm()
+
+    def __repr__(self) -> str:
+        return f"<Link {'closed' if self.closed else 'open'} {self.connection!r}, {self._unsent_bytes} bytes unsent>"
+
+    @property
+    def peer(self) -> Identity | None:
+        """What the peer says of itself, None before the handshake."""
+        return self.connection.peer
+
+    @property
+    def outstanding(self) -> int:
+        """Calls of ours without an answer."""
+        return len(self._futures)
+
+    def fileno(self) -> int:
+        """Return the descriptor, for credentials; -1 when closed."""
+        return self._sock.fileno()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for credentials only."""
+        return self._sock
+
+    async def opened(self) -> Identity:
+        """Wait for the handshake.
+
+        Raises:
+            SmartIpcError: the connection ended first.
+        """
+        if self.connection.peer is not None:
+            return self.connection.peer
+        if self.closed:
+            raise self.error or ConnectionLost()
+        if self._opened is None:
+            self._opened = self._loop.create_future()
+        return await asyncio.shield(self._opened)
+
+    # saying
+
+    def call(
+        self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
+    ) -> asyncio.Future[bytes]:
+        """Send a request; the future gets the reply's payload, or raises. Cancelling it cancels the call at the peer.
+
+        The future raises RequestTimeout, ConnectionLost (`processed` tells whether it was written), RemoteFault.
+
+        Raises:
+            FrameTooLarge: the payload exceeds a limit.
+            ConnectionLost: the link is closed; nothing was sent.
+        """
+        if self.closed:
+            raise ConnectionLost(self._peer_name(), method=method, processed="no")
+        ident = self.connection.request(
+            method, payload, self._loop.time(), timeout=timeout, headers=headers, attempt=attempt
+        )
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._futures[ident] = future
+        future.add_done_callback(lambda done: self._settled(ident, done))
+        self._push()
+        if self._timer is None or timeout < self._timer_at - self._loop.time():
+            self._arm()
+        return future
+
+    def notify(self, method: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
+        """Send a one-way message.
+
+        Raises:
+            FrameTooLarge: the payload exceeds a limit.
+            ConnectionLost: the link is closed.
+        """
+        self._require_open(method)
+        self.connection.notify(method, payload, headers=headers)
+        self._push()
+
+    def publish(
+        self,
+        number: int,
+        topic: str,
+        payload: bytes,
+        *,
+        headers: dict[str, str] | None = None,
+        retained: bool = False,
+    ) -> None:
+        """Send a message to the peer's subscription `number`; raises as notify does."""
+        self._require_open(topic)
+        self.connection.publish(number, topic, payload, headers=headers, retained=retained)
+        self._push()
+
+    def consumed(self, number: int, count: int) -> None:
+        """Give credit back for our subscription `number`; a closed link needs none."""
+        if not self.closed:
+            self.connection.consumed(number, count)
+            self._push()
+
+    def reply(self, ident: int, payload: bytes) -> None:
+        """Answer a request; ignored if it was cancelled or the link is closed.
+
+        Raises:
+            FrameTooLarge: the reply exceeds a limit; answer with fail instead.
+        """
+        if not self.closed:
+            self.connection.reply(ident, payload)
+            self._push()
+
+    def fail(self, ident: int, fault: Fault) -> None:
+        """Answer a request with an error; ignored as reply is."""
+        if not self.closed:
+            self.connection.fail(ident, fault)
+            self._push()
+
+    def goodbye(self, reason: str = "") -> None:
+        """Take no new calls from the peer."""
+        if not self.closed:
+            self.connection.goodbye(reason)
+            self._push()
+
+    async def drained(self) -> None:
+        """Wait until less than HIGH_WATER bytes are unsent. Cancelling it loses nothing."""
+        while self._unsent_bytes > HIGH_WATER and not self.closed:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    # ending
+
+    def close(self, reason: str = "closed here") -> None:
+        """End the link at once: unanswered calls fail with ConnectionLost, unsent bytes are tried once."""
+        if not self.closed:
+            self._deliver(self.connection.close(reason))
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        """Say goodbye, wait at most `grace` seconds for unanswered calls and unsent bytes, then close."""
+        self.goodbye("closing")
+        loop = self._loop
+        deadline = loop.time() + grace
+        while not self.closed and (self._futures or self._unsent) and loop.time() < deadline:
+            waits = [future for future in self._futures.values() if not future.done()]
+            if waits:
+                await asyncio.wait(waits, timeout=deadline - loop.time())
+            else:
+                await asyncio.sleep(0.005)  # only unsent bytes are left: the writer callback empties them
+        self.close()
+
+    # reading
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._deliver(self.connection.close(str(error)))
+            return
+        now = self._loop.time()
+        events = self.connection.receive_data(data, now) if data else self.connection.receive_eof(now)
+        self._deliver(events)
+        if not events:  # part of a frame: it must be finished in time
+            self._arm()
+
+    def _deliver(self, events: list[Event]) -> None:
+        self._in_batch = True
+        try:
+            for event in events:
+                self._handle(event)
+        finally:
+            self._in_batch = False
+        if self.connection.has_data and not self._writing:
+            self._flush()
+        if self.closed:
+            self._release()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case ReplyReceived():
+                future = self._futures.pop(event.id, None)
+                if future is not None and not future.done():
+                    future.set_result(event.payload)
+            case RequestReceived():
+                self._host.on_request(self, event)
+            case MessageReceived():
+                self._host.on_message(self, event)
+            case NotifyReceived():
+                self._host.on_notify(self, event)
+            case ConsumedReceived():
+                self._host.on_consumed(self, event)
+            case ErrorReceived():
+                self._settle(event.id, RemoteFault(event.fault))
+            case CallExpired():
+                self._settle(event.id, RequestTimeout(None))
+            case CancelReceived():
+                self._host.on_cancel(self, event)
+            case Opened():
+                if self._opened is not None and not self._opened.done():
+                    self._opened.set_result(event.peer)
+                self._host.on_opened(self)
+            case GoodbyeReceived():
+                self._host.on_goodbye(self, event)
+            case Closed():
+                self._on_closed(event)
+            case _:  # PongReceived: nobody pings here yet
+                pass
+
+    def _on_closed(self, event: Closed) -> None:
+        self.closed = True
+        self.error = event.error or ConnectionLost(self._peer_name(), event.reason)
+        for ident, written in event.lost:
+            lost = ConnectionLost(self._peer_name(), event.reason, processed="maybe" if written else "no")
+            self._settle(ident, lost)
+        for future in list(self._futures.values()):
+            if not future.done():
+                future.set_exception(ConnectionLost(self._peer_name(), event.reason))
+        self._futures.clear()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(self.error)
+            self._opened.exception()
+        self._host.on_closed(self, event)
+
+    def _settle(self, ident: int, error: SmartIpcError) -> None:
+        future = self._futures.pop(ident, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _settled(self, ident: int, done: asyncio.Future[bytes]) -> None:
+        if done.cancelled() and self._futures.pop(ident, None) is not None and not self.closed:
+            self.connection.cancel(ident)
+            self._push()
+
+    def _peer_name(self) -> str:
+        return (self.connection.peer.name if self.connection.peer else "") or "the peer"
+
+    def _require_open(self, method: str) -> None:
+        if self.closed:
+            raise ConnectionLost(self._peer_name(), method=method, processed="no")
+
+    # writing
+
+    def _push(self) -> None:
+        """Write now if the link is idle; within a receive batch or a busy turn, once at its end."""
+        if self._writing or self._in_batch:
+            return
+        if self._flush_due:
+            return
+        self._flush()
+        self._flush_due = True
+        self._loop.call_soon(self._end_of_turn)
+
+    def _end_of_turn(self) -> None:
+        self._flush_due = False
+        if self.connection.has_data and not self._writing and not self.closed:
+            self._flush()
+
+    def _flush(self) -> None:
+        connection = self.connection
+        while True:
+            if not self._unsent:
+                if not connection.has_data:
+                    break
+                pieces = connection.data_to_send()
+                self._unsent.extend(pieces)
+                self._unsent_bytes = sum(map(len, pieces))
+            try:
+                sent = (
+                    self._sock.send(self._unsent[0])
+                    if len(self._unsent) == 1
+                    else self._sock.sendmsg(self._unsent[:_IOV])
+                )
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._unsent.clear()
+                self._unsent_bytes = 0
+                if not self.closed:
+                    self._loop.call_soon(self._broken, str(error))
+                return
+            self._advance(sent)
+        self._watch_writable()
+
+    def _broken(self, reason: str) -> None:
+        """Let the reader see what the peer still said, then end: a dead peer's last frames are worth having."""
+        if self.closed:
+            return
+        self._readable()
+        if not self.closed:
+            self._deliver(self.connection.close(reason))
+
+    def _advance(self, sent: int) -> None:
+        self._unsent_bytes -= sent
+        index = 0
+        for piece in self._unsent:
+            if sent < len(piece):
+                break
+            sent -= len(piece)
+            index += 1
+        del self._unsent[:index]
+        if sent:
+            self._unsent[0] = memoryview(self._unsent[0])[sent:]
+        if self._drain_waiters and self._unsent_bytes <= HIGH_WATER:
+            self._wake_drained()
+
+    def _wake_drained(self) -> None:
+        waiters, self._drain_waiters = self._drain_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _watch_writable(self) -> None:
+        wanted = bool(self._unsent) and not self.closed
+        if wanted and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._flush)
+        elif not wanted and self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    # time
+
+    def _arm(self) -> None:
+        at = None if self.closed else self.connection.next_timer()
+        if self._timer is not None:
+            if at is not None and at >= self._timer_at:
+                return  # the timer that runs comes first anyway and looks again
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self.closed:
+            self._deliver(self.connection.handle_timer(self._loop.time()))
+            self._arm()
+
+    def _release(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._fd)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        self._wake_drained()
+        self._sock.close()

@@ -1,0 +1,88 @@
+"""What a link reports to its owner and raises to its caller, for both drivers. No I/O, no state."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from smartipc.ipc.errors import SmartIpcError
+from smartipc.ipc.protocol.events import (
+    CancelReceived,
+    Closed,
+    ConsumedReceived,
+    GoodbyeReceived,
+    MessageReceived,
+    NotifyReceived,
+    RequestReceived,
+)
+from smartipc.ipc.wire.faults import error_of
+from smartipc.ipc.wire.heads import Fault
+
+
+class LinkHost(Protocol):
+    """The owner of links. Every method is called where the link reads: on its loop, or in the reading thread."""
+
+    def on_opened(self, link: Any) -> None:
+        """The handshake is complete; `link.peer` is set."""
+
+    def on_request(self, link: Any, event: RequestReceived) -> None:
+        """Answer with link.reply or link.fail, now or later."""
+
+    def on_notify(self, link: Any, event: NotifyReceived) -> None:
+        """A one-way message came."""
+
+    def on_cancel(self, link: Any, event: CancelReceived) -> None:
+        """The caller of that request has gone or given up."""
+
+    def on_message(self, link: Any, event: MessageReceived) -> None:
+        """A published message for one of our subscriptions."""
+
+    def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
+        """The subscriber at the other end consumed."""
+
+    def on_goodbye(self, link: Any, event: GoodbyeReceived) -> None:
+        """The peer takes no new calls."""
+
+    def on_closed(self, link: Any, event: Closed) -> None:
+        """The link is over; nothing follows."""
+
+
+class QuietHost:
+    """A LinkHost that ignores everything; base of hosts that care about little."""
+
+    def on_opened(self, link: Any) -> None:
+        """Ignore it."""
+
+    def on_request(self, link: Any, event: RequestReceived) -> None:
+        """Ignore it."""
+
+    def on_notify(self, link: Any, event: NotifyReceived) -> None:
+        """Ignore it."""
+
+    def on_cancel(self, link: Any, event: CancelReceived) -> None:
+        """Ignore it."""
+
+    def on_message(self, link: Any, event: MessageReceived) -> None:
+        """Ignore it."""
+
+    def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
+        """Ignore it."""
+
+    def on_goodbye(self, link: Any, event: GoodbyeReceived) -> None:
+        """Ignore it."""
+
+    def on_closed(self, link: Any, event: Closed) -> None:
+        """Ignore it."""
+
+
+class RemoteFault(SmartIpcError):
+    """The peer answered with an error; the caller, who knows the contract, turns `fault` into the real exception."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+    def __str__(self) -> str:
+        return self.fault.message
+
+    def error(self, *, method: str, instance: str | None, declared: tuple[type[BaseException], ...] = ()) -> BaseException:
+        """Return the exception that the fault stands for."""
+        return error_of(self.fault, method=method, instance=instance, declared=declared)
