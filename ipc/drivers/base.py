@@ -83,6 +83,8 @@ class RemoteFault(SmartIpcError):
     def __str__(self) -> str:
         return self.fault.message
 
-    def error(self, *, method: str, instance: str | None, declared: tuple[type[BaseException], ...] = ()) -> BaseException:
+    def error(
+        self, *, method: str, instance: str | None, declared: tuple[type[BaseException], ...] = ()
+    ) -> BaseException:
         """Return the exception that the fault stands for."""
         return error_of(self.fault, method=method, instance=instance, declared=declared)

@@ -324,10 +324,7 @@ class Link:
                     self._on_closed(event)
                 case _:  # PongReceived: nobody pings here yet
                     pass
-        if len(events) > 1 or self.closed:
-            with self._changed:
-                self._changed.notify_all()
-        elif events and len(results) > 1:
+        if len(events) > 1 or self.closed or (events and len(results) > 1):
             with self._changed:
                 self._changed.notify_all()
 

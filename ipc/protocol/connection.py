@@ -358,7 +358,9 @@ class Connection:
                 del calls[ident]
                 events.append(ReplyReceived(ident, bytes(data[body + head_size : stop])))
                 continue
-            self._dispatch(kind, flags, ident, bytes(data[body : body + head_size]), data[body + head_size : stop], now, events)
+            self._dispatch(
+                kind, flags, ident, bytes(data[body : body + head_size]), data[body + head_size : stop], now, events
+            )
             if self.state is ConnectionState.CLOSED:
                 return
         if offset < end:
@@ -368,7 +370,14 @@ class Connection:
             self._partial_since = None
 
     def _dispatch(
-        self, kind: int, flags: int, ident: int, head: bytes, payload: bytes | bytearray, now: float, events: list[Event]
+        self,
+        kind: int,
+        flags: int,
+        ident: int,
+        head: bytes,
+        payload: bytes | bytearray,
+        now: float,
+        events: list[Event],
     ) -> None:
         if kind not in _KNOWN:
             self._ignored += 1
@@ -485,9 +494,7 @@ class Connection:
             return
         self._serving.add(ident)
         deadline = now + fields.timeout_ms / 1000 if fields.timeout_ms > 0 else None
-        events.append(
-            RequestReceived(ident, fields.method, payload, deadline, fields.headers, fields.attempt, now)
-        )
+        events.append(RequestReceived(ident, fields.method, payload, deadline, fields.headers, fields.attempt, now))
 
     def _on_response(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         if self._answered(ident):

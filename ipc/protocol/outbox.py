@@ -124,7 +124,7 @@ class Outbox:
         """Let the next of the first ACTIVE ones have a turn, unless that would break the order of a key."""
         first = self._bulk.popleft()
         place = 0
-        for place, other in enumerate(self._bulk, start=1):  # noqa: B007 - the last index is used
+        for place, other in enumerate(self._bulk, start=1):
             if place >= ACTIVE or (first.key is not None and other.key == first.key):
                 place -= 1
                 break

@@ -1,8 +1,8 @@
 """The life of a connection, as data. Only the enum, the table and the step; no other state of it lives here.
 
-    OPENING --handshake--> OPEN --goodbye--> DRAINING
-       |                     |                  |
-       +-------end-----------+-------end--------+--> CLOSED
+OPENING --handshake--> OPEN --goodbye--> DRAINING
+   |                     |                  |
+   +-------end-----------+-------end--------+--> CLOSED
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -59,7 +60,13 @@ def fault_of(
             details = _arguments(error)
             if details is not None:
                 return Fault(
-                    DECLARED, cls.__name__, str(error), processed=2, instance=instance, type=cls.__name__, details=details
+                    DECLARED,
+                    cls.__name__,
+                    str(error),
+                    processed=2,
+                    instance=instance,
+                    type=cls.__name__,
+                    details=details,
                 )
     code = CODES.get(type(error))
     if code is not None and isinstance(error, errors.CallError) and not isinstance(error, errors.RemoteError):
@@ -90,12 +97,14 @@ def error_of(
     declared: Sequence[type[BaseException]] = (),
 ) -> BaseException:
     """Rebuild the error that a peer described; `declared` are the types that the caller's contract knows."""
-    where = {
+    where = instance or fault.instance or None
+    processed = _PROCESSED[min(max(fault.processed, 0), 2)]
+    call: dict[str, Any] = {
         "method": method,
-        "instance": instance or fault.instance or None,
-        "processed": _PROCESSED[min(max(fault.processed, 0), 2)],
+        "instance": where,
+        "processed": processed,
+        "retryable": fault.retryable,
     }
-    call = {**where, "retryable": fault.retryable}
     if fault.code == DECLARED:
         for cls in declared:
             if cls.__name__ == fault.type:
@@ -114,14 +123,14 @@ def error_of(
         case "NoSuchWorker":
             return errors.NoSuchWorker(fault.message, fault.known, **call)
         case "NoSuchMethod":
-            return errors.NoSuchMethod(method or "", fault.known, instance=where["instance"])
+            return errors.NoSuchMethod(method or "", fault.known, instance=where)
         case "ConnectionLost":
-            return errors.ConnectionLost(where["instance"] or "the peer", _reason(fault), **call)
+            return errors.ConnectionLost(where or "the peer", _reason(fault), **call)
         case "RateLimited" | "CircuitOpen":
             limited: type[errors.RateLimited] = getattr(errors, fault.name)
             return limited(retry_after, **call)
         case "WorkerDied":
-            return errors.WorkerDied(fault.instance, processed=call["processed"], reason=fault.message, method=method)  # type: ignore[arg-type]
+            return errors.WorkerDied(fault.instance, processed=processed, reason=fault.message, method=method)
         case _:
             return errors.RemoteError(fault.type or fault.name, fault.message, fault.traceback, **call)
 

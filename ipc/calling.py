@@ -1,0 +1,200 @@
+"""The outgoing half of the async handle: links to other instances, and calls over them with retries.
+
+Which instance, and what a failure means, is decided in routing; this file waits and sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from smartipc.ipc import links
+from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, RequestTimeout, SmartIpcError
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.routing import attempts, balance
+from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.transports.unix import UnixSocketTransport
+
+_DIAL_AGAIN = 0.01
+"""Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
+
+
+class Caller:
+    """Links by life, opened when first needed.
+
+    Args:
+        launch: who we are.
+        directory: who is where.
+        host: told what arrives on the links besides answers.
+    """
+
+    def __init__(self, launch: Launch, directory: Directory, host: LinkHost) -> None:
+        self.links: dict[tuple[str, int], Link] = {}
+        self._identity = links.identity(launch)
+        self._directory = directory
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._changed: asyncio.Future[None] | None = None
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Caller with {len(self.links)} links>"
+
+    def directory_changed(self) -> None:
+        """Wake whoever waits for an instance, and end links to lives that are over."""
+        state = self._directory.state
+        for (instance, generation), link in list(self.links.items()):
+            if not state.lives(instance, generation):
+                del self.links[instance, generation]
+                link.close("its process is gone")
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+        self._changed = None
+
+    async def change(self, deadline: float) -> bool:
+        """Wait for the next change of the directory until `deadline` (loop time); tell whether there was one."""
+        if self._changed is None:
+            self._changed = self._loop.create_future()
+        done, _ = await asyncio.wait({self._changed}, timeout=max(0.0, deadline - self._loop.time()))
+        return bool(done)
+
+    def outstanding(self, entry: Entry) -> int:
+        """Count our unanswered calls at an instance."""
+        link = self.links.get(links.life(entry))
+        return link.outstanding if link is not None else 0
+
+    def link_to(self, entry: Entry) -> Link:
+        """Return the link to a life, dialled if there is none.
+
+        Raises:
+            ConnectFailed: nobody listens there (any more).
+            BlockingIOError: its queue of connections is full; try again soon.
+        """
+        life = links.life(entry)
+        link = self.links.get(life)
+        if link is None or link.closed:
+            sock = UnixSocketTransport(links.path_of(entry.address)).dial()
+            link = self.links[life] = Link(sock, Connection("client", self._identity, links.LIMITS), self._host)
+        return link
+
+    async def request(
+        self,
+        method: str,
+        payload: bytes,
+        *,
+        worker: str,
+        timeout: float,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        idempotent: bool = False,
+        declared: tuple[type[BaseException], ...] = (),
+    ) -> tuple[bytes, str]:
+        """Call an instance of `worker` and return the reply's payload and the instance that gave it.
+
+        Raises:
+            CallError: see SmartIpc.request; declared errors as themselves.
+        """
+        deadline = self._loop.time() + timeout
+        attempt = 1
+        while True:
+            entry = await self._pick(method, worker, slot, key, deadline, timeout)
+            try:
+                return await self.call(
+                    entry, method, payload, deadline=deadline, headers=headers, attempt=attempt, declared=declared
+                ), entry.instance
+            except RequestTimeout as error:
+                raise RequestTimeout(
+                    timeout, method=method, instance=entry.instance, processed=error.processed
+                ) from None
+            except (CallError, ConnectFailed) as error:
+                match attempts.after(error, idempotent=idempotent, attempt=attempt):
+                    case "raise":
+                        raise
+                    case "retry":
+                        attempt += 1
+            await self.change(min(deadline, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
+
+    async def call(
+        self,
+        entry: Entry,
+        method: str,
+        payload: bytes,
+        *,
+        deadline: float,
+        headers: dict[str, str] | None = None,
+        attempt: int = 1,
+        declared: tuple[type[BaseException], ...] = (),
+    ) -> bytes:
+        """Make one attempt at one life; a lost link becomes WorkerDied with its exit facts where they are known."""
+        left = deadline - self._loop.time()
+        if left <= 0:
+            raise RequestTimeout(None, method=method, instance=entry.instance, processed="no")
+        try:
+            link = self.link_to(entry)
+            return await link.call(method, payload, timeout=left, headers=headers, attempt=attempt)
+        except RemoteFault as fault:
+            error = fault.error(method=method, instance=entry.instance, declared=declared)
+        except (ConnectFailed, BlockingIOError) as failed:
+            not_sent = ConnectionLost(
+                entry.instance, str(failed), method=method, instance=entry.instance, processed="no"
+            )
+            error = await self._lost(not_sent, entry, method)
+        except ConnectionLost as lost:
+            error = await self._lost(lost, entry, method)
+        raise error
+
+    async def _lost(self, error: ConnectionLost, entry: Entry, method: str) -> CallError:
+        until = self._loop.time() + attempts.FACTS_WAIT
+        while True:
+            death = attempts.lost(error, self._directory.state, entry.instance, entry.generation, method)
+            if death is not None:
+                return death
+            if error.processed == "no" or not await self.change(until):
+                return error
+
+    async def _pick(
+        self, method: str, worker: str, slot: int | None, key: str | None, deadline: float, timeout: float
+    ) -> Entry:
+        while True:
+            self._turn += 1
+            chosen = balance.select(
+                self._directory.state,
+                worker,
+                slot=slot,
+                key=key,
+                method=method,
+                outstanding=self.outstanding,
+                turn=self._turn,
+            )
+            if isinstance(chosen, Entry):
+                return chosen
+            if isinstance(chosen, SmartIpcError):
+                raise chosen
+            if not await self.change(deadline):
+                raise RequestTimeout(timeout, chosen.reason, method=method, processed="no")
+
+    async def link_when_possible(self, entry: Entry) -> Link | None:
+        """Return a link to a life, waiting out a full queue; None when the life is over."""
+        while self._directory.state.lives(entry.instance, entry.generation):
+            with contextlib.suppress(ConnectFailed, BlockingIOError):
+                return self.link_to(entry)
+            await asyncio.sleep(_DIAL_AGAIN)
+        return None
+
+    def forget(self, link: Any) -> None:
+        """Drop a closed link."""
+        for life, known in list(self.links.items()):
+            if known is link:
+                del self.links[life]
+
+    async def aclose(self, grace: float) -> None:
+        """Close every link, letting unsent bytes out first."""
+        closing = [link.aclose(grace) for link in self.links.values()]
+        if closing:
+            await asyncio.gather(*closing)
+        self.links.clear()

@@ -1,0 +1,170 @@
+"""From a received request to a handler's arguments, and from its result to a reply: shared by both handles.
+
+Decides and converts; never waits, sends or runs a handler. Each handle calls what is looked up here in its own way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
+from smartipc.ipc.message import IpcMessage, epoch
+from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.faults import fault_of
+from smartipc.ipc.wire.heads import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A registered function and what is known of its contract."""
+
+    name: str
+    function: Callable[..., Any]
+    request: Any
+    reply: Any
+    wants_message: bool
+    is_async: bool
+    errors: tuple[type[BaseException], ...] = ()
+
+
+class Registry:
+    """The handlers of one worker, by full method name.
+
+    Args:
+        worker: plain names are relative to it; "" takes names as they are.
+        instance: named in faults.
+    """
+
+    def __init__(self, worker: str, instance: str) -> None:
+        self.handlers: dict[str, Handler] = {}
+        self._worker = worker
+        self._instance = instance
+
+    def __repr__(self) -> str:
+        return f"<Registry of {self._instance}: {', '.join(sorted(self.handlers)) or 'no handlers'}>"
+
+    def add(self, contract: Method[Any, Any] | str, function: Callable[..., Any]) -> Handler:
+        """Register a function taking (payload) or (payload, message).
+
+        Raises:
+            LocalProtocolError: the name is taken, belongs to another worker, or the signature does not fit.
+        """
+        positional = _positional(function)
+        if not 1 <= positional <= 2:
+            raise LocalProtocolError(f"handler {function.__qualname__} must take (payload) or (payload, message)")
+        if isinstance(contract, Method):
+            name, request, reply, errors = contract.name, contract.request, contract.reply, contract.errors
+            if self._worker and not name.startswith(self._worker + "."):
+                raise LocalProtocolError(f"method {name} belongs to another worker than {self._worker}")
+        else:
+            name = f"{self._worker}.{contract}" if self._worker else contract
+            request, reply, errors = _annotated(function), Any, ()
+        if name in self.handlers:
+            raise LocalProtocolError(f"method {name} has a handler already")
+        codec.decoder_for(request)
+        is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+        handler = Handler(name, function, request, reply, positional == 2, is_async, tuple(errors))
+        self.handlers[name] = handler
+        return handler
+
+    def find(self, method: str) -> Handler | Fault:
+        """Return the handler, or the fault that names what there is."""
+        handler = self.handlers.get(method)
+        if handler is None:
+            known = sorted(self.handlers)
+            return self.fault(NoSuchMethod(method, known, instance=self._instance), ())
+        return handler
+
+    def arguments(
+        self, handler: Handler, event: RequestReceived | NotifyReceived, sender: str, now: float
+    ) -> tuple[Any, ...] | Fault:
+        """Decode a request into the handler's arguments, or say why it must not run: expired, or it does not fit."""
+        if isinstance(event, RequestReceived):
+            deadline, ident, attempt = event.deadline, event.id, event.attempt
+        else:
+            deadline, ident, attempt = None, 0, 1
+        if deadline is not None and now >= deadline:
+            reason = "the deadline passed before the handler could start"
+            expired = RequestTimeout(None, reason, method=handler.name, processed="no")
+            return self.fault(expired, ())
+        try:
+            payload = codec.decode(event.payload, handler.request, method=handler.name)
+        except InvalidPayload as error:
+            return self.fault(InvalidPayload(error.path, error.reason, method=handler.name, processed="no"), ())
+        if not handler.wants_message:
+            return (payload,)
+        message = IpcMessage(
+            payload=payload,
+            id=ident,
+            sender=sender,
+            headers=event.headers or {},
+            timestamp=epoch(event.received_at),
+            deadline=deadline,
+            attempt=attempt,
+        )
+        return payload, message
+
+    def reply(self, handler: Handler, value: Any) -> bytes | Fault:
+        """Encode what the handler returned, checked against its contract."""
+        try:
+            encoded = codec.encode(value, method=handler.name)
+            if handler.reply is not Any and not (isinstance(handler.reply, type) and type(value) is handler.reply):
+                codec.decode(encoded, handler.reply, method=handler.name)
+        except InvalidPayload as error:
+            wrong = InvalidPayload(error.path, f"the handler's result: {error.reason}", processed="yes")
+            return self.fault(wrong, ())
+        return encoded
+
+    def fault(self, error: BaseException, declared: tuple[type[BaseException], ...]) -> Fault:
+        """Describe an error for a caller of the same user, who may see tracebacks."""
+        return fault_of(error, instance=self._instance, expose_traceback=True, declared=declared)
+
+
+def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, bytes]:
+    """Encode a request's payload, checked against its contract on this side.
+
+    Raises:
+        InvalidPayload: it does not fit; nothing was sent.
+    """
+    if isinstance(method, str):
+        return method, codec.encode(payload, method=method)
+    encoded = codec.encode(payload, method=method.name)
+    if type(payload) is not method.request:
+        try:
+            codec.decode(encoded, method.request, method=method.name)
+        except InvalidPayload as error:
+            raise InvalidPayload(error.path, error.reason, method=method.name, processed="no") from None
+    return method.name, encoded
+
+
+def worker_of(address: str) -> str:
+    """Return the worker part of "worker.method".
+
+    Raises:
+        LocalProtocolError: there is no method part.
+    """
+    worker, dot, method = address.partition(".")
+    if not (worker and dot and method):
+        raise LocalProtocolError(f"{address!r} is not an address: expected 'worker.method'")
+    return worker
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return sum(1 for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty)
+
+
+def _annotated(function: Callable[..., Any]) -> Any:
+    """Return the annotation of the first parameter; Any where there is none or it cannot be resolved."""
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):
+        return Any
+    first = next(iter(inspect.signature(function).parameters))
+    return hints.get(first, Any)

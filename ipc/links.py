@@ -1,0 +1,57 @@
+"""Facts about the connections of a handle, shared by both flavours: limits, identity, who may come in.
+
+No sockets are kept here; each handle owns its links.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.message import Peer
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.routing.directory import DirectoryState
+from smartipc.ipc.wire.limits import Limits
+
+LIMITS = Limits(handshake_timeout=24 * 3600.0)
+"""Between workers of one app. A blocking worker may compute for hours before it looks at its socket: that is no
+reason to give its connection up, each call has its own deadline."""
+
+
+def identity(launch: Launch) -> Identity:
+    """Return what this instance says of itself when it connects."""
+    return Identity(instance_name(launch), os.getpid(), launch.generation, launch.app)
+
+
+def instance_name(launch: Launch) -> str:
+    """Return "worker:slot", or the bare name of what is no worker, such as the supervisor."""
+    return launch.worker if launch.worker.startswith("$") else f"{launch.worker}:{launch.slot}"
+
+
+def logger(launch: Launch) -> logging.LoggerAdapter[logging.Logger]:
+    """Return a logger whose records carry app, instance and generation."""
+    facts = {"app": launch.app, "instance": instance_name(launch), "generation": launch.generation}
+    return logging.LoggerAdapter(logging.getLogger(f"smartipc.{launch.worker}"), facts)
+
+
+def peers(state: DirectoryState) -> dict[str, tuple[Peer, ...]]:
+    """Return the live directory as `ipc.peers` shows it: processes that exist, ready or not."""
+    return {
+        worker: tuple(
+            Peer(entry.instance, entry.slot, entry.generation, entry.pid, entry.ready)
+            for entry in state.by_worker[worker]
+            if state.lives(entry.instance, entry.generation)
+        )
+        for worker in state.workers()
+    }
+
+
+def life(entry: Entry) -> tuple[str, int]:
+    """Return the identity of an entry's current life."""
+    return entry.instance, entry.generation
+
+
+def path_of(address: str) -> str:
+    """Return the path of a unix:// address."""
+    return address.removeprefix("unix://")

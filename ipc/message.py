@@ -1,0 +1,61 @@
+"""What handlers, subscribers and callers are given besides payloads. Values only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from smartipc.ipc.errors import SmartIpcError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class IpcMessage(Generic[T]):
+    """One message as its receiver sees it.
+
+    `deadline` is monotonic seconds or None, `timestamp` epoch seconds of its arrival here, `sender` the peer's instance
+    name, `attempt` starts at 1; `topic` is "" and `missed` 0 for requests.
+    """
+
+    payload: T
+    id: int = 0
+    sender: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    timestamp: float = 0.0
+    deadline: float | None = None
+    trace: bytes | None = None
+    attempt: int = 1
+    topic: str = ""
+    missed: int = 0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, never below 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """One instance's part of a broadcast: a value, or the error."""
+
+    instance: str
+    value: T | None = None
+    error: SmartIpcError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An instance as `ipc.peers` lists it."""
+
+    name: str
+    slot: int
+    generation: int
+    pid: int
+    ready: bool
+
+
+def epoch(monotonic: float) -> float:
+    """Return the wall-clock time of a recent monotonic moment, in epoch seconds."""
+    return time.time() - (time.monotonic() - monotonic)

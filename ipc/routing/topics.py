@@ -1,0 +1,17 @@
+"""Topic patterns: `*` is one token, `>` is one or more at the end. Only matching."""
+
+from __future__ import annotations
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Tell whether a concrete topic falls under a pattern."""
+    if pattern == topic:
+        return True
+    wanted = pattern.split(".")
+    given = topic.split(".")
+    for index, token in enumerate(wanted):
+        if token == ">":
+            return len(given) > index
+        if index >= len(given) or token not in ("*", given[index]):
+            return False
+    return len(wanted) == len(given)

@@ -1,0 +1,242 @@
+"""The incoming half of the async handle: accept, check who it is, run handlers, answer.
+
+What a request means is decided in dispatch; this file owns the listening socket and the handlers' tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from smartipc.ipc import links
+from smartipc.ipc.control import Launch
+from smartipc.ipc.dispatch import Handler, Registry
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import LinkHost
+from smartipc.ipc.errors import FrameTooLarge, Overloaded, RequestCancelled
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
+from smartipc.ipc.wire.heads import Fault
+
+log = logging.getLogger("smartipc.serving")
+current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
+"""Deadline of the request that the running handler answers, in monotonic seconds; nested calls inherit it."""
+_ACCEPTS_PER_TURN = 64
+
+
+class Server:
+    """One listening socket, its links and the handlers that run.
+
+    Args:
+        launch: who we are and how much may run at once.
+        registry: the handlers.
+        host: told what arrives besides requests.
+    """
+
+    def __init__(self, launch: Launch, registry: Registry, host: LinkHost) -> None:
+        self.links: set[Link] = set()
+        self._launch = launch
+        self._registry = registry
+        self._host = host
+        self._identity = links.identity(launch)
+        self._loop = asyncio.get_running_loop()
+        self._listener: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._running: dict[tuple[Link, int], asyncio.Task[None]] = {}
+        self._notifies: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[Handler, Link, RequestReceived]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Server {len(self.links)} links, {len(self._running)} running, {len(self._waiting)} waiting>"
+
+    def open(self) -> None:
+        """Listen at the launch's address.
+
+        Raises:
+            ConnectFailed: the address cannot be bound.
+        """
+        if not self._launch.address:
+            return
+        path = links.path_of(self._launch.address)
+        self._listener = UnixSocketTransport(path).listen()
+        status = os.stat(path)
+        self._inode = (status.st_dev, status.st_ino)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error)
+                return
+            if not same_user(sock):
+                log.warning("connection of another user refused")
+                sock.close()
+                continue
+            self.links.add(Link(sock, Connection("server", self._identity, links.LIMITS), self._host))
+
+    def closed(self, link: Link) -> None:
+        """Cancel what a caller that is gone had asked for."""
+        self.links.discard(link)
+        for (of, _ident), task in list(self._running.items()):
+            if of is link:
+                task.cancel()
+        self._waiting = deque(item for item in self._waiting if item[1] is not link)
+
+    # requests
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """Start the handler, let it wait for a place, or refuse."""
+        handler = self._registry.find(event.method)
+        if isinstance(handler, Fault):
+            link.fail(event.id, handler)
+        elif len(self._running) < self._launch.concurrency_running:
+            self._start(handler, link, event)
+        elif len(self._waiting) < self._launch.concurrency_waiting:
+            self._waiting.append((handler, link, event))
+        else:
+            link.fail(event.id, self._registry.fault(Overloaded(method=handler.name), ()))
+
+    def on_cancel(self, link: Link, ident: int) -> None:
+        """Cancel the handler of a request that its caller no longer wants."""
+        task = self._running.get((link, ident))
+        if task is not None:
+            task.cancel()
+        else:
+            self._waiting = deque(item for item in self._waiting if item[1] is not link or item[2].id != ident)
+
+    def _start(self, handler: Handler, link: Link, event: RequestReceived) -> None:
+        sender = link.peer.name if link.peer else ""
+        arguments = self._registry.arguments(handler, event, sender, self._loop.time())
+        if isinstance(arguments, Fault):
+            link.fail(event.id, arguments)
+            return
+        token = current_deadline.set(event.deadline)
+        try:
+            if handler.is_async:
+                task = _start_task(self._loop, self._run(handler, link, event.id, arguments))
+                if not task.done():
+                    self._running[link, event.id] = task
+                    task.add_done_callback(lambda _done: self._finished(link, event.id))
+            else:
+                self._answer(handler, link, event.id, lambda: handler.function(*arguments))
+        finally:
+            current_deadline.reset(token)
+
+    async def _run(self, handler: Handler, link: Link, ident: int, arguments: tuple[Any, ...]) -> None:
+        try:
+            value = await handler.function(*arguments)
+        except asyncio.CancelledError:
+            # Either the caller gave up, and drops this, or the handler cancelled itself: never leave it unanswered.
+            link.fail(ident, self._registry.fault(RequestCancelled(method=handler.name), ()))
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+        except Exception as error:  # the boundary of the user's handler
+            self._failed(handler, link, ident, error)
+        else:
+            self._answer(handler, link, ident, lambda: value)
+
+    def _answer(self, handler: Handler, link: Link, ident: int, produce: Callable[[], Any]) -> None:
+        try:
+            reply = self._registry.reply(handler, produce())
+        except Exception as error:  # the boundary of the user's handler
+            self._failed(handler, link, ident, error)
+            return
+        if isinstance(reply, Fault):
+            link.fail(ident, reply)
+            return
+        try:
+            link.reply(ident, reply)
+        except FrameTooLarge as error:
+            link.fail(ident, self._registry.fault(error, ()))
+
+    def _failed(self, handler: Handler, link: Link, ident: int, error: Exception) -> None:
+        if not isinstance(error, handler.errors):
+            log.debug("handler of %s raised", handler.name, exc_info=error)
+        link.fail(ident, self._registry.fault(error, handler.errors))
+
+    def _finished(self, link: Link, ident: int) -> None:
+        self._running.pop((link, ident), None)
+        while self._waiting and len(self._running) < self._launch.concurrency_running:
+            self._start(*self._waiting.popleft())
+
+    # one way
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        """Run the handler of a one-way message; its failures are logged, nobody waits for them."""
+        handler = self._registry.find(event.method)
+        sender = link.peer.name if link.peer else ""
+        if isinstance(handler, Fault):
+            log.warning("one-way message of %s dropped: %s", sender, handler.message)
+            return
+        arguments = self._registry.arguments(handler, event, sender, self._loop.time())
+        if isinstance(arguments, Fault):
+            log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
+            return
+        task = _start_task(self._loop, _one_way(handler, arguments))
+        if not task.done():
+            self._notifies.add(task)
+            task.add_done_callback(self._notifies.discard)
+
+    # the end
+
+    def goodbye(self) -> None:
+        """Stop accepting, and tell every caller to go elsewhere with new calls."""
+        self._stop_listening()
+        for link in tuple(self.links):
+            link.goodbye("the worker is stopping")
+
+    async def drain(self, grace: float) -> None:
+        """Wait at most `grace` seconds for running handlers and unsent answers, then cancel and close."""
+        until = self._loop.time() + grace
+        while (tasks := {*self._running.values(), *self._notifies}) and (left := until - self._loop.time()) > 0:
+            await asyncio.wait(tasks, timeout=left)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        closing = [link.aclose(max(0.1, until - self._loop.time())) for link in tuple(self.links)]
+        if closing:
+            await asyncio.gather(*closing)
+
+    def _stop_listening(self) -> None:
+        if self._listener is None:
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = None
+        path = links.path_of(self._launch.address)
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) == self._inode:  # never a successor's socket
+                os.unlink(path)
+
+
+async def _one_way(handler: Handler, arguments: tuple[Any, ...]) -> None:
+    try:
+        result = handler.function(*arguments)
+        if handler.is_async:
+            await result
+    except Exception:  # the boundary of the user's handler
+        log.exception("handler of one-way message %s raised", handler.name)
+
+
+def _start_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start a handler; from Python 3.12 on its first step runs at once, and a quick one costs no loop turn."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, eager_start=True)
+    return loop.create_task(work)
