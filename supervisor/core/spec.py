@@ -77,6 +77,9 @@ class WorkerSpec:
     preload: tuple[str, ...] = ()
     depends_on: tuple[tuple[str, Condition], ...] = ()
     ready: Literal["ipc", "started"] = "ipc"
+    says_ready: bool = False
+    """`ready: ipc` is written out: the start timeout runs until it says so. By default only until its code runs,
+    because many a target never says that it is ready."""
     start_timeout: float = 30.0
     restart: RestartSpec = RestartSpec()
     on_failed: Literal["ignore", "shutdown"] = "ignore"
