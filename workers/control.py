@@ -53,6 +53,7 @@ class ControlClient:
     def __init__(self, sock: socket.socket) -> None:
         self._link = Link(sock, Connection("client", Identity(pid=os.getpid())), self)
         self._directory: Directory | None = None
+        self._early: list[control.Directory] = []
         self._stop: Callable[[str], None] = lambda _cause: None
         self._stop_cause: str | None = None
         self._grace = 10.0
@@ -80,6 +81,9 @@ class ControlClient:
 
     def start(self, directory: Directory, *, source: str, interval: float) -> None:
         """Start the control thread: updates flow into `directory`, beats flow out."""
+        for update in self._early:
+            if update.revision > directory.state.revision:
+                self._apply(directory, update)
         self._directory = directory
         self._source = source
         self._interval = interval
@@ -193,14 +197,20 @@ class ControlClient:
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Directory updates and stop orders."""
-        if event.method == control.directory.name and self._directory is not None:
+        if event.method == control.directory.name:
             update = codec.decode(event.payload, control.Directory, method=event.method)
-            self._directory.apply(update)
-            self._send(control.acknowledge, control.Acknowledge(update.revision))
+            if self._directory is None:
+                self._early.append(update)  # it overtook a large launch answer
+            else:
+                self._apply(self._directory, update)
         elif event.method == control.stop.name:
             order = codec.decode(event.payload, control.StopOrder, method=event.method)
             self._grace = order.grace
             self._begin_stop(order.cause or "ordered to stop")
+
+    def _apply(self, directory: Directory, update: control.Directory) -> None:
+        directory.apply(update)
+        self._send(control.acknowledge, control.Acknowledge(update.revision))
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Nothing to cancel."""

@@ -228,7 +228,6 @@ class Core:
         slot.last_exit = exit_
         slot.last_exit_generation = slot.generation
         slot.start_by = slot.kill_at = None
-        slot.pid = None
         slot.watched = False
         cause = f"{slot.failing}; {exits.describe(exit_)}" if slot.failing else exits.describe(exit_)
         if planned:

@@ -8,6 +8,7 @@ from typing import Literal
 from smartipc.ipc.control import ExitFacts, State
 from smartipc.supervisor.core.budget import Budget
 from smartipc.supervisor.core.spec import WorkerSpec
+from smartipc.supervisor.core.states import LIVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Slot:
             self.number,
             self.generation,
             self.state,
-            self.pid,
+            self.pid if self.state in LIVING else None,
             self.since,
             self.restarts,
             self.last_exit,

@@ -1,0 +1,221 @@
+"""The control socket: what the `smartipc` command asks is answered here, each request in a task of its own.
+
+Nothing here blocks anything else: long orders and long polls just wait. What an order means is the core's business,
+reached through the runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from smartipc.ipc import control
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.errors import NoSuchMethod, NoSuchWorker
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import CancelReceived, Closed, RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.faults import fault_of
+from smartipc.supervisor.core.facts import RestartOrdered, ShutdownOrdered, StartOrdered, StopOrdered
+from smartipc.supervisor.operator import Operator
+from smartipc.supervisor.status import app_status
+
+if TYPE_CHECKING:
+    from smartipc.ipc.publishing import Messages
+    from smartipc.supervisor.runner import App
+
+log = logging.getLogger("smartipc.supervisor")
+_LONGEST_WAIT = 30.0
+"""Seconds that one long poll may take."""
+
+
+class ControlServer(QuietHost):
+    """Serve the cli_* methods of ipc/control.py.
+
+    Args:
+        app: the running app.
+        path: where to listen.
+    """
+
+    def __init__(self, app: App, path: str) -> None:
+        self._app = app
+        self._listener: socket.socket = UnixSocketTransport(path).listen()
+        self._links: set[Link] = set()
+        self._tasks: dict[tuple[Link, int], asyncio.Task[None]] = {}
+        self._watches: dict[tuple[Link, str], Messages[Any]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._methods: dict[str, tuple[Method[Any, Any], Callable[[Link, Any], Awaitable[Any]]]] = {
+            method.name: (method, serve)
+            for method, serve in (
+                (control.cli_status, self._status),
+                (control.cli_start, self._start),
+                (control.cli_stop, self._stop),
+                (control.cli_restart, self._restart),
+                (control.cli_logs, self._logs),
+                (control.cli_events, self._events),
+                (control.cli_request, self._request),
+                (control.cli_broadcast, self._broadcast),
+                (control.cli_publish, self._publish),
+                (control.cli_subscribe, self._subscribe),
+                (control.cli_shutdown, self._shutdown),
+            )
+        }
+
+    def __repr__(self) -> str:
+        return f"<ControlServer {len(self._links)} commands connected>"
+
+    async def close(self) -> None:
+        """Answer what can be answered, then end."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        for task in tuple(self._tasks.values()):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        for link in tuple(self._links):
+            await link.aclose(0.5)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            log.warning("control socket: %s", error)
+            return
+        if not same_user(sock):
+            sock.close()
+            return
+        self._links.add(Link(sock, Connection("server", Identity(control.SUPERVISOR, self._app.pid)), self))
+
+    # LinkHost
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """Serve it in a task."""
+        task = self._loop.create_task(self._serve(link, event))
+        self._tasks[link, event.id] = task
+        task.add_done_callback(lambda _done: self._tasks.pop((link, event.id), None))
+
+    def on_cancel(self, link: Link, event: CancelReceived) -> None:
+        """Stop waiting for it; the order itself goes on."""
+        task = self._tasks.get((link, event.id))
+        if task is not None:
+            task.cancel()
+
+    def on_closed(self, link: Link, event: Closed) -> None:
+        """Forget what that command watched."""
+        self._links.discard(link)
+        for (of, _ident), task in list(self._tasks.items()):
+            if of is link:
+                task.cancel()
+        for key in [key for key in self._watches if key[0] is link]:
+            messages = self._watches.pop(key)
+            leave = self._loop.create_task(messages.__aexit__(None, None, None))
+            self._app.keep(leave)
+
+    async def _serve(self, link: Link, event: RequestReceived) -> None:
+        known = self._methods.get(event.method)
+        if known is None:
+            link.fail(event.id, fault_of(NoSuchMethod(event.method, sorted(self._methods))))
+            return
+        method, serve = known
+        try:
+            payload = codec.decode(event.payload, method.request, method=method.name)
+            link.reply(event.id, codec.encode(await serve(link, payload)))
+        except Exception as error:  # the boundary of one command
+            link.fail(event.id, fault_of(error, instance=control.SUPERVISOR))
+
+    # methods
+
+    async def _status(self, _link: Link, _payload: None) -> control.AppStatus:
+        return app_status(self._app)
+
+    async def _start(self, _link: Link, names: control.Names) -> control.OrderOutcome:
+        return await self._order(names, lambda who, order: StartOrdered(who, order))
+
+    async def _stop(self, _link: Link, names: control.Names) -> control.OrderOutcome:
+        return await self._order(names, lambda who, order: StopOrdered(who, order))
+
+    async def _restart(self, _link: Link, names: control.Names) -> control.OrderOutcome:
+        return await self._order(names, lambda who, order: RestartOrdered(who, order))
+
+    async def _shutdown(self, _link: Link, names: control.Names) -> control.OrderOutcome:
+        return await self._order(names, lambda _who, order: ShutdownOrdered("ordered shutdown", order=order), who=())
+
+    async def _order(
+        self, names: control.Names, fact: Callable[[tuple[str, ...], int], Any], *, who: tuple[str, ...] | None = None
+    ) -> control.OrderOutcome:
+        instances = self.resolve(names.names) if who is None else who
+        answer = self._app.order(lambda order: fact(instances, order))
+        if not names.wait:
+            return control.OrderOutcome(dict.fromkeys(instances, ""))
+        return control.OrderOutcome(dict(await answer))
+
+    def resolve(self, names: list[str]) -> tuple[str, ...]:
+        """Turn workers, instances and "all" into instance names.
+
+        Raises:
+            NoSuchWorker: a name is none of them.
+        """
+        spec = self._app.spec
+        found: dict[str, None] = {}
+        for name in names:
+            matching = [
+                instance
+                for worker in spec.workers
+                for instance in worker.names
+                if name in ("all", worker.name, instance)
+            ]
+            if not matching:
+                raise NoSuchWorker(name, [worker.name for worker in spec.workers])
+            found.update(dict.fromkeys(matching))
+        return tuple(found)
+
+    async def _logs(self, _link: Link, request: control.LogsRequest) -> list[control.LogLine]:
+        instances = self.resolve([request.name])
+        output = self._app.output
+
+        def lines() -> list[control.LogLine]:
+            found = [line for name in instances for line in output.tail(name, lines=request.lines, after=request.after)]
+            return sorted(found, key=lambda line: line.seq)[-request.lines :]
+
+        found = lines()
+        until = self._loop.time() + min(request.wait, _LONGEST_WAIT)
+        while not found and (left := until - self._loop.time()) > 0:
+            future: asyncio.Future[None] = self._loop.create_future()
+            output.arrived.append(future)
+            await asyncio.wait({future}, timeout=left)
+            found = lines()
+        return found
+
+    async def _events(self, _link: Link, request: control.EventsRequest) -> control.Events:
+        return await self._app.events.wait(request.since, min(request.wait, _LONGEST_WAIT))
+
+    async def _request(self, _link: Link, call: control.CallRequest) -> control.CallOutcome:
+        return await self._operator().request(call)
+
+    async def _broadcast(self, _link: Link, call: control.CallRequest) -> list[control.CallOutcome]:
+        return await self._operator().broadcast(call)
+
+    async def _publish(self, _link: Link, request: control.PublishRequest) -> None:
+        await self._operator().publish(request)
+
+    async def _subscribe(self, link: Link, request: control.WatchRequest) -> list[control.WatchedMessage]:
+        key = (link, request.pattern)
+        messages = self._watches.get(key)
+        if messages is None:
+            messages = self._operator().subscribe(request.pattern)
+            await messages.__aenter__()
+            self._watches[key] = messages
+        return await Operator.next_messages(messages, min(request.wait, _LONGEST_WAIT))
+
+    def _operator(self) -> Operator:
+        return self._app.operator

@@ -1,0 +1,17 @@
+"""The first function of a function worker's process, named when multiprocessing starts it.
+
+Deliberately empty of logic: it imports the worker side by name, in the child, so that the supervisor itself never
+imports it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+BOOTSTRAP = "smartipc.workers.bootstrap"
+
+
+def run(control: Any, stdout: Any, stderr: Any) -> None:
+    """Hand the three passed descriptors to the bootstrap, which does not return."""
+    import_module(BOOTSTRAP).main(control.detach(), stdout.detach(), stderr.detach())

@@ -1,0 +1,83 @@
+"""The guardian: a tiny process that ends what is left when the supervisor dies, by whatever means.
+
+Run as a script by an isolated interpreter, so it imports only the standard library and nothing of smartipc. It reads
+lines from standard input: "add PID STARTTIME GRACE", "del PID", "quit". When the input ends without "quit", the
+supervisor was killed: every group still listed gets SIGTERM and SIGCONT, and after its grace SIGKILL. Workers that are
+stopped, hung or blocked cannot notice the death themselves; this process can.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+PERIOD = 0.05
+"""Seconds between two looks at what is still alive, only after the supervisor's death."""
+
+
+def start_time(pid: int) -> str | None:
+    """Return the kernel's start time of a process, which tells it from a later one with the same pid."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return None
+
+
+def is_same(pid: int, started: str) -> bool:
+    """Tell whether `pid` is still the process that was registered; its group may outlive it."""
+    now = start_time(pid)
+    return now is None or now == started
+
+
+def signal_group(pid: int, number: int) -> bool:
+    """Signal a group; return whether it exists."""
+    try:
+        os.killpg(pid, number)
+    except OSError:
+        return False
+    return True
+
+
+def watch() -> dict[int, tuple[str, float]] | None:
+    """Read registrations until the input ends; return what is registered, or None after "quit"."""
+    groups: dict[int, tuple[str, float]] = {}
+    for line in sys.stdin:
+        words = line.split()
+        if words[:1] == ["add"]:
+            groups[int(words[1])] = (words[2], float(words[3]))
+        elif words[:1] == ["del"]:
+            groups.pop(int(words[1]), None)
+        elif words[:1] == ["quit"]:
+            return None
+    return groups
+
+
+def end_all(groups: dict[int, tuple[str, float]]) -> None:
+    """Ask every group to end, and kill what is left when its grace is over."""
+    left = {pid: entry for pid, entry in groups.items() if is_same(pid, entry[0])}
+    begun = time.monotonic()
+    for pid in left:
+        signal_group(pid, signal.SIGTERM)
+        signal_group(pid, signal.SIGCONT)
+    while left:
+        for pid, (_started, grace) in list(left.items()):
+            over = time.monotonic() - begun >= grace
+            if not signal_group(pid, signal.SIGKILL if over else 0):
+                del left[pid]
+        time.sleep(PERIOD)
+
+
+def main() -> None:
+    """Watch, and act when the watch ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    groups = watch()
+    if groups:
+        end_all(groups)
+
+
+if __name__ == "__main__":
+    main()

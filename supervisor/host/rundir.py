@@ -1,0 +1,198 @@
+"""The runtime directory: private, verified, one supervisor per app, found again by the commands.
+
+Files in it: `lock` (held by the supervisor, its pid inside), `control.sock`, and one socket per living worker. An app
+with a directory of its own choice leaves a link in the default base, so that it is found by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from smartipc.ipc.errors import SmartIpcError
+
+CONTROL_SOCKET = "control.sock"
+_LOCK = "lock"
+
+
+class AlreadyRunning(SmartIpcError):
+    """Another supervisor runs this app; `pid` is its process."""
+
+    def __init__(self, app: str, pid: int) -> None:
+        self.app = app
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return f"app {self.app} is already running, by process {self.pid}"
+
+
+class UnsafeDirectory(SmartIpcError):
+    """The runtime directory cannot be trusted or made; `reason` says why and what to do."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"runtime directory {self.path}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningApp:
+    """An app whose supervisor lives."""
+
+    app: str
+    directory: str
+    pid: int
+
+
+class RuntimeDirectory:
+    """The directory of one app while its supervisor runs; a context manager that cleans up.
+
+    Args:
+        app: name of the app.
+        directory: its path, or None for the default place.
+    """
+
+    def __init__(self, app: str, directory: str | None) -> None:
+        self.app = app
+        self._link = base_directory() / app
+        self.path = Path(directory) if directory is not None else self._link
+        self._lock: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<RuntimeDirectory {self.path} of {self.app}{' locked' if self._lock is not None else ''}>"
+
+    def __enter__(self) -> RuntimeDirectory:
+        """Make, verify and lock the directory, and remove what a killed predecessor left.
+
+        Raises:
+            AlreadyRunning: another supervisor holds the lock, here or under the same name elsewhere.
+            UnsafeDirectory: not ours, not private, or not makeable.
+        """
+        _make_private(base_directory())
+        if self.path != self._link:
+            other = _running(self._link)
+            if other is not None:
+                raise AlreadyRunning(self.app, other)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(self.path)
+        self._lock = _lock(self.path / _LOCK, self.app)
+        for left in self.path.iterdir():
+            if stat.S_ISSOCK(left.lstat().st_mode):
+                left.unlink()
+        if self.path != self._link:
+            _point(self._link, self.path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove everything this supervisor made, and give the lock up."""
+        for left in self.path.iterdir():
+            if left.name == _LOCK or stat.S_ISSOCK(left.lstat().st_mode):
+                left.unlink()
+        if self.path != self._link and self._link.is_symlink():
+            self._link.unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def base_directory() -> Path:
+    """Return the default place of runtime directories of this user (SPEC 6)."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_absolute():
+        return Path(runtime) / "smartipc"
+    return Path(tempfile.gettempdir()) / f"smartipc-{os.geteuid()}"
+
+
+def running_apps() -> list[RunningApp]:
+    """Return this user's apps whose supervisor lives, by name."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in sorted(base_directory().iterdir()):
+            pid = _running(entry)
+            if pid is not None:
+                found.append(RunningApp(entry.name, str(entry.resolve()), pid))
+    return found
+
+
+def running_in(directory: Path) -> int | None:
+    """Return the pid of the supervisor that holds this directory, or None."""
+    return _running(directory)
+
+
+def _make_private(path: Path) -> None:
+    """Make a 0700 directory, or verify that one is; never loosen or tighten what we did not make."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise UnsafeDirectory(str(path), f"cannot be made: {error.strerror}") from error
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        is_link = error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink()
+        reason = "is a symbolic link; remove it" if is_link else f"cannot be opened: {error.strerror}"
+        raise UnsafeDirectory(str(path), reason) from error
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if status.st_uid != os.geteuid():
+        raise UnsafeDirectory(str(path), f"belongs to user {status.st_uid}; choose another with supervisor.runtime_dir")
+    if status.st_mode & 0o077:
+        raise UnsafeDirectory(str(path), f"is open to others; run: chmod 700 {path}")
+
+
+def _lock(path: Path, app: str) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = _pid_in(descriptor)
+        os.close(descriptor)
+        raise AlreadyRunning(app, pid) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _running(directory: Path) -> int | None:
+    try:
+        descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _pid_in(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _pid_in(descriptor: int) -> int:
+    text = os.pread(descriptor, 32, 0).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _point(link: Path, target: Path) -> None:
+    """Leave a link to the directory under the app's name, replacing a stale one."""
+    with contextlib.suppress(FileNotFoundError):
+        if link.is_symlink():
+            link.unlink()
+        elif link.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                (link / _LOCK).unlink()
+            link.rmdir()
+    link.symlink_to(target)

@@ -1,0 +1,131 @@
+"""The supervisor's end of one child-process pipe: answers `launch`, turns what the worker says into facts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from smartipc.ipc import control
+from smartipc.ipc.control import HeartbeatPlan, Launch, Subscription
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.errors import NoSuchMethod, SmartIpcError
+from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.faults import fault_of
+from smartipc.supervisor.core.facts import Beat, BecameReady, Started
+from smartipc.supervisor.core.orders import Spawn
+from smartipc.supervisor.core.spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from smartipc.supervisor.host.process import Life
+    from smartipc.supervisor.runner import App
+
+log = logging.getLogger("smartipc.supervisor")
+
+
+class WorkerPipe(QuietHost):
+    """Hear one life.
+
+    Args:
+        app: the running app.
+        life: whose pipe it is; possession of the other end is its credential.
+        worker: its configuration.
+    """
+
+    def __init__(self, app: App, life: Life, worker: WorkerSpec) -> None:
+        self._app = app
+        self._life = life
+        self._worker = worker
+        self._beat = Beat(life.instance, life.generation)
+
+    def __repr__(self) -> str:
+        return f"<WorkerPipe of {self._life.instance} generation {self._life.generation}>"
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        """Turn it into a fact or a note."""
+        if event.method == control.beat.name:
+            # Straight to the core: two hundred of these a second must cost next to nothing, and never order anything.
+            self._app.core.handle(self._beat, time.monotonic())
+            return
+        try:
+            self._on_notify(event)
+        except SmartIpcError as error:
+            log.warning("%s said what cannot be understood: %s", self._life.instance, error)
+
+    def _on_notify(self, event: NotifyReceived) -> None:
+        app, life = self._app, self._life
+        key = (life.instance, life.generation)
+        match event.method:
+            case control.started.name:
+                started = codec.decode(event.payload, control.Started, method=event.method)
+                app.feed(Started(*key, watched=started.heartbeat_source != "off"))
+            case control.ready.name:
+                app.feed(BecameReady(*key))
+            case control.acknowledge.name:
+                app.book.acknowledged(key, codec.decode(event.payload, control.Acknowledge).revision)
+            case control.status_text.name:
+                if key in app.said:
+                    app.said[key].status = codec.decode(event.payload, control.StatusText).text
+            case control.progress.name:
+                if key in app.said:
+                    app.said[key].progress = codec.decode(event.payload, control.Progress)
+            case control.ending.name:
+                life.ending = codec.decode(event.payload, control.Ending, method=event.method)
+            case _:
+                log.warning("%s: unknown notice %r", life.instance, event.method)
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """Launch, subscribe, unsubscribe."""
+        try:
+            match event.method:
+                case control.launch.name:
+                    link.reply(event.id, codec.encode(self._launch()))
+                case control.subscribe.name:
+                    request = codec.decode(event.payload, control.SubscribeRequest, method=event.method)
+                    self._subscribe(link, event.id, request)
+                case control.unsubscribe.name:
+                    number = codec.decode(event.payload, control.UnsubscribeRequest, method=event.method).number
+                    self._app.book.unsubscribe((self._life.instance, self._life.generation, number))
+                    self._app.tell()
+                    link.reply(event.id, codec.EMPTY)
+                case _:
+                    link.fail(event.id, fault_of(NoSuchMethod(event.method)))
+        except SmartIpcError as error:
+            link.fail(event.id, fault_of(error))
+
+    def _subscribe(self, link: Link, ident: int, request: control.SubscribeRequest) -> None:
+        life = self._life
+        one = Subscription(life.instance, life.generation, request.number, request.pattern, request.window)
+        self._app.book.subscribe(one)
+        self._app.tell()
+        self._app.book.barrier(lambda: link.reply(ident, codec.EMPTY))
+
+    def _launch(self) -> Launch:
+        app, life, worker = self._app, self._life, self._worker
+        app.tell()
+        env: dict[str, Any] = app.environment(worker, Spawn(life.instance, life.generation))
+        assert worker.target is not None
+        return Launch(
+            app=app.spec.app,
+            worker=worker.name,
+            slot=int(life.instance.rpartition(":")[2]),
+            generation=life.generation,
+            target=worker.target,
+            run_id=app.run_id,
+            args=list(worker.args),
+            kwargs=dict(worker.kwargs),
+            env=env,
+            cwd=worker.cwd,
+            python_path=list(app.spec.python_path),
+            address=app.address(life.instance, life.generation),
+            grace=worker.stop.timeout,
+            heartbeat=HeartbeatPlan(worker.heartbeat.interval, worker.heartbeat.source),
+            stop_signal=worker.stop.signal,
+            ready_on=worker.ready,
+            log_level=app.spec.supervisor.log.level,
+            concurrency_running=worker.concurrency.running,
+            concurrency_waiting=worker.concurrency.waiting,
+            directory=app.book.join((life.instance, life.generation)),
+        )

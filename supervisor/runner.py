@@ -1,0 +1,359 @@
+"""The supervisor's loop: gather facts, ask the core, perform its orders in one `match`.
+
+Everything that decides is in core/; everything that touches the system is in host/; this file connects them. It runs
+on asyncio's own loop on purpose: one turn of it handles readable descriptors before due timers, so after a stall the
+heartbeats that wait in the pipes are read before anything is declared hung.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import msgspec
+
+from smartipc.ipc import control
+from smartipc.ipc.control import Entry, ExitFacts
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.errors import SmartIpcError
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.limits import Limits
+from smartipc.supervisor import logs
+from smartipc.supervisor.control import ControlServer
+from smartipc.supervisor.core.core import Core
+from smartipc.supervisor.core.facts import (
+    AppStart,
+    Exited,
+    Fact,
+    ShutdownOrdered,
+    Spawned,
+    SpawnFailed,
+    Started,
+)
+from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Kill, Order, Spawn, Stop
+from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
+from smartipc.supervisor.directory import Book
+from smartipc.supervisor.events import EventLog, iso
+from smartipc.supervisor.host.output import Output
+from smartipc.supervisor.host.process import Life, ProcessHost, SpawnError
+from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RuntimeDirectory
+from smartipc.supervisor.operator import Operator
+from smartipc.supervisor.pipe import WorkerPipe
+from smartipc.supervisor.status import Meter
+
+log = logging.getLogger("smartipc.supervisor")
+CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
+"""On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
+_NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+@dataclass(slots=True)
+class Said:
+    """What a life said of itself, for status."""
+
+    status: str | None = None
+    progress: control.Progress | None = None
+
+
+def run_app(spec: AppSpec) -> int:
+    """Run the app until it ends and return the exit code (SPEC 7).
+
+    Raises:
+        AlreadyRunning: another supervisor runs it.
+        UnsafeDirectory: the runtime directory cannot be used.
+    """
+    handler = logs.configure(spec.supervisor.log)
+    try:
+        with RuntimeDirectory(spec.app, spec.supervisor.runtime_dir) as directory:
+            # Not the installed default policy: see the top of this file.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                return runner.run(App(spec, directory).run())
+    finally:
+        logging.getLogger("smartipc").removeHandler(handler)
+        handler.close()
+
+
+class App:
+    """One running app.
+
+    Args:
+        spec: what to run.
+        directory: the locked runtime directory.
+    """
+
+    def __init__(self, spec: AppSpec, directory: RuntimeDirectory) -> None:
+        self.spec = spec
+        self.pid = os.getpid()
+        self.run_id = uuid.uuid4().hex
+        self.core = Core(spec, jitter=random.random)
+        self.book = Book()
+        self.events = EventLog()
+        self.output = Output(json=spec.supervisor.log.format == "json")
+        self.meter = Meter()
+        self.said: dict[tuple[str, int], Said] = {}
+        self.exit_times: dict[str, str] = {}
+        self.links: dict[tuple[str, int], Link] = {}
+        self.host: ProcessHost
+        self.operator: Operator
+        self._directory = directory
+        self._workers = {worker.name: worker for worker in spec.workers}
+        self._work: deque[Order] = deque()
+        self._working = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._answers: dict[int, asyncio.Future[tuple[tuple[str, str], ...]]] = {}
+        self._next_order = 1
+        self._telling = False
+        self._background: set[asyncio.Task[Any]] = set()
+        self._signals = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._ended: asyncio.Future[int]
+
+    def __repr__(self) -> str:
+        return f"<App {self.spec.app} of process {self.pid}: {self.core.app_state}>"
+
+    async def run(self) -> int:
+        """Run to the end and return the exit code."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self.host = ProcessHost(self.spec, self._directory.path / "mp", self.output, self._on_exit)
+        self.host.open()
+        address = f"unix://{self._directory.path}/supervisor.sock"
+        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.tell)
+        await self.operator.open()
+        server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        self._loop.add_signal_handler(
+            signal.SIGHUP, log.warning, "SIGHUP: applying a changed file is not supported yet"
+        )
+        log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
+        for worker in self.spec.workers:
+            for slot, name in enumerate(worker.names):
+                self.book.set(Entry(name, worker.name, slot, 0, 0, "stopped"))
+        try:
+            self.feed(AppStart())
+            code = await self._ended
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await server.close()
+            await self.operator.close()
+            for task in self._background:
+                task.cancel()
+            self.host.close()
+            self.output.flush(1.0)
+        log.info("app %s ended with code %d", self.spec.app, code)
+        return code
+
+    # facts in
+
+    def feed(self, fact: Fact) -> None:
+        """Give the core a fact and perform what it orders."""
+        self._work.extend(self.core.handle(fact, time.monotonic()))
+        self._start_working()
+        self._arm()
+
+    def order(self, fact: Callable[[int], Fact]) -> asyncio.Future[tuple[tuple[str, str], ...]]:
+        """Give the core an order of a person; the future gets its answer."""
+        number = self._next_order
+        self._next_order += 1
+        future: asyncio.Future[tuple[tuple[str, str], ...]] = self._loop.create_future()
+        self._answers[number] = future
+        self.feed(fact(number))
+        return future
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        self._signals += 1
+        log.info("%s: %s", number.name, "stopping" if self._signals == 1 else "stopping at once")
+        self.feed(ShutdownOrdered(number.name, fast=self._signals > 1))
+
+    def _on_exit(self, life: Life, facts: ExitFacts) -> None:
+        key = (life.instance, life.generation)
+        link = self.links.pop(key, None)
+        if link is not None:
+            link.close("its process ended")
+        self.book.leave(key)
+        self.exit_times[life.instance] = iso(time.time())
+        if life.ending is not None and life.ending.code != 0 and not facts.reason:
+            facts = msgspec.structs.replace(facts, reason=life.ending.reason)
+        self.feed(Exited(life.instance, life.generation, facts))
+
+    def _arm(self) -> None:
+        at = self.core.next_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._work.extend(self.core.handle_timer(time.monotonic()))
+        self._start_working()
+        self._arm()
+
+    # orders out
+
+    def _start_working(self) -> None:
+        if not self._working and self._work:
+            self._working = True
+            self._perform_some()
+
+    def _perform_some(self) -> None:
+        """Perform orders; after each spawn the loop turns, so that status answers while hundreds start."""
+        while self._work:
+            order = self._work.popleft()
+            self._perform(order)
+            if isinstance(order, Spawn) and self._work:
+                self._loop.call_soon(self._perform_some)
+                return
+        self._working = False
+
+    def _perform(self, order: Order) -> None:
+        match order:
+            case Spawn():
+                self._spawn(order)
+            case Stop():
+                life = self._life(order.instance, order.generation)
+                if life is not None:
+                    self._stop(life, order)
+            case Abort():
+                life = self._life(order.instance, order.generation)
+                if life is not None:
+                    self.host.signal(life, signal.SIGABRT)
+            case Kill():
+                life = self._life(order.instance, order.generation)
+                if life is not None:
+                    self.host.kill(life)
+            case Announce():
+                self._announce(order)
+            case Answer():
+                future = self._answers.pop(order.order, None)
+                if future is not None and not future.done():
+                    future.set_result(order.results)
+            case EndApp():
+                self._ended.set_result(order.code)
+            case _:
+                assert_never(order)
+
+    def _life(self, instance: str, generation: int) -> Life | None:
+        life = self.host.lives.get(instance)
+        return life if life is not None and life.generation == generation else None
+
+    def _spawn(self, order: Spawn) -> None:
+        worker = self.worker_of(order.instance)
+        try:
+            life = self.host.spawn(worker, order.instance, order.generation, self.environment(worker, order))
+        except SpawnError as error:
+            log.error("%s: %s", order.instance, error)
+            self.feed(SpawnFailed(order.instance, order.generation, str(error)))
+            return
+        self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
+        self.said[order.instance, order.generation] = Said()
+        self.feed(Spawned(order.instance, order.generation, life.pid))
+        if life.pipe is None:
+            self.feed(Started(order.instance, order.generation))
+        else:
+            connection = Connection("server", Identity(control.SUPERVISOR, self.pid, app=self.spec.app), CHILD_LIMITS)
+            link = Link(life.pipe, connection, WorkerPipe(self, life, worker))
+            self.links[order.instance, order.generation] = link
+
+    def _stop(self, life: Life, order: Stop) -> None:
+        link = self.links.get((life.instance, life.generation))
+        if link is not None and not link.closed:
+            link.notify(control.stop.name, codec.encode(control.StopOrder(order.grace, order.cause)))
+        self.host.signal(life, signal.Signals[self.worker_of(life.instance).stop.signal])
+
+    def _announce(self, order: Announce) -> None:
+        self.events.append(order)
+        what = order.instance or order.event
+        level = (
+            logging.WARNING
+            if order.to_state in ("backoff", "failed") or order.event == "instance.hang"
+            else logging.INFO
+        )
+        later = f", next try in {order.next_restart_in:.2f} s" if order.next_restart_in is not None else ""
+        log.log(level, "%s: %s (%s)%s", what, order.to_state or order.event, order.cause, later)
+        if order.exit is not None and order.to_state in ("backoff", "failed"):
+            for line in order.exit.stderr_tail[-3:]:
+                log.debug("%s: its stderr ended with: %s", order.instance, line)
+        if order.event == "instance.state":
+            self._enter(order.instance)
+
+    # the directory
+
+    def _enter(self, instance: str) -> None:
+        view = self.core.view(instance)
+        self.book.set(
+            Entry(
+                instance,
+                view.worker,
+                view.slot,
+                view.generation,
+                view.pid or 0,
+                view.state,
+                self.address(instance, view.generation) if view.pid is not None else "",
+                view.last_exit,
+                view.last_exit_generation,
+            )
+        )
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self.tell)
+
+    def tell(self) -> None:
+        """Send what changed in the directory to every living worker."""
+        self._telling = False
+        if not self.book.dirty:
+            return
+        update = self.book.changes()
+        encoded = codec.encode(update)
+        self.operator.directory.apply(update)
+        for link in tuple(self.links.values()):
+            if link.peer is not None and not link.closed:
+                try:
+                    link.notify(control.directory.name, encoded)
+                except SmartIpcError as error:
+                    log.warning("directory update not sent to %s: %s", link.peer.name, error)
+
+    # what a life is given
+
+    def worker_of(self, instance: str) -> WorkerSpec:
+        """Return the worker of an instance."""
+        return self._workers[instance.rpartition(":")[0]]
+
+    def address(self, instance: str, generation: int) -> str:
+        """Return where a life listens."""
+        worker, _, slot = instance.rpartition(":")
+        return f"unix://{self._directory.path}/{worker}.{slot}.{generation}.sock"
+
+    def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
+        """Return the complete environment of a life (SPEC 8, 11)."""
+        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        return {
+            **inherited,
+            **worker.env,
+            "SMARTIPC_APP": self.spec.app,
+            "SMARTIPC_WORKER": worker.name,
+            "SMARTIPC_INSTANCE": order.instance,
+            "SMARTIPC_SLOT": order.instance.rpartition(":")[2],
+            "SMARTIPC_GENERATION": str(order.generation),
+            "SMARTIPC_RUN_ID": self.run_id,
+        }
+
+    def keep(self, work: asyncio.Task[Any] | Coroutine[Any, Any, Any]) -> None:
+        """Hold a background task until it is done."""
+        task = work if isinstance(work, asyncio.Task) else self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
