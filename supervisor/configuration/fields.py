@@ -18,7 +18,9 @@ from smartipc.supervisor.configuration.problems import Problems, did_you_mean
 INVALID: Any = object()
 """What check returns after it has added a problem."""
 
-_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m(?!s))?(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?\Z")
+_DURATION = re.compile(
+    r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m(?!s))?(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?\Z"
+)
 _DURATION_HINT = "write 250ms, 10s, 1m30s, 2h, or seconds"
 
 
@@ -269,7 +271,11 @@ class MapOf(Kind):
         return found if sound and not any(value is INVALID for value in found.values()) else INVALID
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "object", "additionalProperties": self.value.schema(), "propertyNames": {"pattern": f"^(?:{self.key})$"}}
+        return {
+            "type": "object",
+            "additionalProperties": self.value.schema(),
+            "propertyNames": {"pattern": f"^(?:{self.key})$"},
+        }
 
     def words(self) -> str:
         return f"a mapping of names to {self.value.words()}"
@@ -328,7 +334,11 @@ class Record(Kind):
         for name in self.required:
             if name not in node.entries:
                 problems.add(node.place, path, f"key {name!r} is missing")
-        return found if len(problems.found) == before else {k: v for k, v in found.items() if v is not INVALID} | {"": INVALID}
+        return (
+            found
+            if len(problems.found) == before
+            else {k: v for k, v in found.items() if v is not INVALID} | {"": INVALID}
+        )
 
     def schema(self) -> dict[str, Any]:
         properties = {

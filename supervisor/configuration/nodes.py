@@ -66,11 +66,17 @@ def read(path: Path, shown: str, problems: Problems) -> Mapping | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(shown, mark.line + 1, mark.column + 1) if mark is not None else Place(shown)
-        hint = "indent with spaces" if "\\t" in str(error.problem) or "'\t'" in str(error.problem) else "check the syntax"
+        hint = (
+            "indent with spaces" if "\\t" in str(error.problem) or "'\t'" in str(error.problem) else "check the syntax"
+        )
         problems.add(place, "", f"not valid YAML: {error.problem}", hint)
         return None
     except (yaml.YAMLError, RecursionError) as error:
-        first = (str(error).splitlines() or ["unreadable"])[0] if not isinstance(error, RecursionError) else "nested too deep"
+        first = (
+            (str(error).splitlines() or ["unreadable"])[0]
+            if not isinstance(error, RecursionError)
+            else "nested too deep"
+        )
         problems.add(Place(shown), "", f"not valid YAML: {first}", "check the syntax")
         return None
     if not documents or documents[0] is None:

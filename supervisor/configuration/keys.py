@@ -1,0 +1,160 @@
+"""Every key of the configuration: its type, default and meaning, and the keys of the contract that are not built yet.
+
+Data only. Decoding, the JSON schema and the reference page all come from here.
+"""
+
+from __future__ import annotations
+
+from smartipc.supervisor.configuration.fields import (
+    Choice,
+    Duration,
+    Either,
+    Field,
+    ListOf,
+    MapOf,
+    Number,
+    Plain,
+    Record,
+    SignalName,
+    Text,
+)
+
+NAME = r"[a-z][a-z0-9_-]*"
+CONDITIONS = ("started", "ready", "completed", "succeeded")
+_COUNT = Number(whole=True, least=0)
+_CODES = ListOf(Number(whole=True, least=0, most=255))
+_ENV = MapOf(Text(scalars=True), key=r"[A-Za-z_][A-Za-z0-9_]*", key_words="a name of letters, digits and _")
+_NAME_WORDS = "a name: a lower-case letter, then letters, digits, - and _"
+_PATH = Text(pattern=r"(?s).+", form="a path")
+
+RESTART = Record(
+    {
+        "policy": Field(
+            Choice(("always", "on-failure", "never")), "which ends are followed by another life", "on-failure"
+        ),
+        "delay": Field(Duration(), "wait before the first restart", "200ms"),
+        "factor": Field(Number(least=1), "growth of the wait from one failure to the next", "2"),
+        "max_delay": Field(Duration(), "longest wait", "30s"),
+        "jitter": Field(Number(least=0, most=1), "random share by which a wait may differ", "0.2"),
+        "reset_after": Field(Duration(), "time spent ready after which the wait starts over", "60s"),
+        "max_restarts": Field(_COUNT, "automatic restarts allowed in a window; one more and it is failed", "5"),
+        "window": Field(Duration(), "length of that window", "60s"),
+        "success_codes": Field(_CODES, "exit codes that mean success", "[0]"),
+        "prevent_codes": Field(_CODES, "exit codes after which it is never restarted", "[]"),
+    }
+)
+HEARTBEAT = Record(
+    {
+        "interval": Field(Duration(), "time between two beats", "1s"),
+        "timeout": Field(Duration(), "silence after which it counts as hung", "10s"),
+        "from": Field(
+            Choice(("loop", "process", "off")), "what must turn", "loop for async targets, process for blocking ones"
+        ),
+    }
+)
+STOP = Record(
+    {
+        "signal": Field(SignalName(), "signal that asks it to stop", "TERM"),
+        "timeout": Field(Duration(), "grace before SIGKILL", "10s"),
+    }
+)
+CONCURRENCY = Record(
+    {
+        "running": Field(Number(whole=True, least=1), "handlers running at once, per instance", "64"),
+        "waiting": Field(_COUNT, "calls that may wait for a place", "1024"),
+    }
+)
+LOGS = Record(
+    {
+        "stdout": Field(
+            _PATH, "file for its output, or `inherit` for the supervisor's own stdout", "the supervisor's, prefixed"
+        ),
+        "stderr": Field(_PATH, "the same for its errors", "the supervisor's, prefixed"),
+    },
+    later=frozenset({"max_bytes", "backups"}),
+)
+
+WORKER_FIELDS = {
+    "target": Field(Text(pattern=r"[^:\s]+:[^:\s]+", form="'package.module:function'"), "function to run"),
+    "command": Field(ListOf(Text(), least=1), "program to run, as a list"),
+    "args": Field(ListOf(Plain()), "positional arguments of the target", "[]"),
+    "kwargs": Field(
+        MapOf(Plain(), key=r"[A-Za-z_]\w*", key_words="an argument name"), "keyword arguments of the target", "{}"
+    ),
+    "instances": Field(
+        Either(Number(whole=True, least=1, most=10_000), Choice(("auto",))), "how many; auto: the usable cores", "1"
+    ),
+    "start_method": Field(Choice(("forkserver", "spawn", "fork")), "how its process is made", "forkserver"),
+    "preload": Field(
+        ListOf(Text(pattern=r"[\w.]+", form="a module name")), "modules imported once, in the fork server", "[]"
+    ),
+    "depends_on": Field(
+        Either(
+            ListOf(Text(pattern=NAME, form="a worker's name"), single=True),
+            MapOf(Choice(CONDITIONS), key=NAME, key_words=_NAME_WORDS),
+        ),
+        "workers that must be there first; a list means ready",
+        "[]",
+    ),
+    "ready": Field(
+        Choice(("ipc", "started"), later=("notify",)),
+        "when it counts as ready; `ipc` written out makes start_timeout run until then",
+        "ipc for targets, started for commands",
+    ),
+    "start_timeout": Field(Duration(), "longest start", "30s"),
+    "restart": Field(Either(RESTART.fields["policy"].kind, RESTART), "when and how soon it is restarted", "on-failure"),
+    "on_failed": Field(
+        Choice(("ignore", "shutdown"), later=("stop-group",)), "what follows when it is given up", "ignore"
+    ),
+    "heartbeat": Field(Either(Choice(("off",)), HEARTBEAT), "how a hang is noticed"),
+    "stop": Field(STOP, "how it is ended"),
+    "concurrency": Field(CONCURRENCY, "how much it does at once"),
+    "env": Field(_ENV, "environment variables", "{}"),
+    "env_file": Field(_PATH, "file of NAME=value lines"),
+    "cwd": Field(_PATH, "working directory, relative to the file", "."),
+    "logs": Field(LOGS, "where its output goes"),
+}
+WORKER_LATER = frozenset(
+    {"spares", "liveness", "recycle", "limits", "user", "umask", "hooks", "schedule", "sockets", "allow",
+     "rate_limit", "watch", "significant"}
+)  # fmt: skip
+WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
+
+SUPERVISOR = Record(
+    {
+        "runtime_dir": Field(_PATH, "where its sockets are; made with mode 0700", "$XDG_RUNTIME_DIR/smartipc/<app>"),
+        "shutdown_timeout": Field(Duration(), "longest shutdown; then everything left is killed", "30s"),
+        "log": Field(
+            Record(
+                {
+                    "level": Field(
+                        Choice(("debug", "info", "warning", "error")), "least severity that is logged", "info"
+                    ),
+                    "format": Field(Choice(("console", "json")), "text or one JSON object a line", "console"),
+                    "file": Field(_PATH, "file instead of stderr"),
+                }
+            ),
+            "its own log",
+        ),
+        "on_idle": Field(Choice(("wait", "exit")), "exit: leave once every worker has completed", "wait"),
+    },
+    later=frozenset({"state_dir", "http", "trust"}),
+)
+
+DEFAULTS = Record({n: f for n, f in WORKER_FIELDS.items() if n not in ("target", "command")}, later=WORKER_LATER)
+_WORKERS = MapOf(WORKER, key=NAME, key_words=_NAME_WORDS)
+APP = Record(
+    {
+        "app": Field(Text(pattern=NAME, form=_NAME_WORDS), "name of the app", "the file's stem"),
+        "include": Field(ListOf(_PATH, single=True), "more files with workers, relative to this one; globs", "[]"),
+        "python_path": Field(
+            ListOf(_PATH, single=True), "added to sys.path of the workers, relative to this file", "[]"
+        ),
+        "env_file": Field(_PATH, "file of NAME=value lines for all workers"),
+        "env": Field(_ENV, "environment of all workers", "{}"),
+        "supervisor": Field(SUPERVISOR, "the supervisor itself"),
+        "defaults": Field(DEFAULTS, "any worker key, for all workers"),
+        "workers": Field(_WORKERS, "the workers, by name"),
+    },
+    later=frozenset({"groups", "sockets"}),
+)
