@@ -64,8 +64,9 @@ def _isolate(control_fd: int, stdout_fd: int, stderr_fd: int) -> None:
         os.dup2(source, wanted)
     for descriptor in {null, stdout_fd, stderr_fd} - {0, 1, 2}:
         os.close(descriptor)
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    # New objects: the inherited ones remember what kind of file these descriptors were.
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     faulthandler.enable(file=2, all_threads=True)
 
 

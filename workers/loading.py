@@ -71,3 +71,11 @@ def flavour(function: Callable[..., Any]) -> Literal["async", "blocking"]:
         return "async"
     call = None if inspect.isroutine(inner) or inspect.isclass(inner) else getattr(inner, "__call__", None)  # noqa: B004
     return "async" if inspect.iscoroutinefunction(call) else "blocking"
+
+
+def check(target: str) -> None:
+    """Load a target and exit with 1 and one line on stderr if that fails; for `smartipc check --import`."""
+    try:
+        load_target(target)
+    except TargetError as error:
+        raise SystemExit(str(error)) from None

@@ -60,7 +60,9 @@ def _worker(
     heartbeat = keys.get("heartbeat", {})
     heartbeat = {"from": "off"} if heartbeat == "off" else _sound(heartbeat)
     depends = keys.get("depends_on", ())
-    pairs: tuple[tuple[str, Any], ...] = tuple(depends.items()) if isinstance(depends, dict) else tuple((one, "ready") for one in depends)
+    pairs: tuple[tuple[str, Any], ...] = (
+        tuple(depends.items()) if isinstance(depends, dict) else tuple((one, "ready") for one in depends)
+    )
     is_command = "command" in node.entries
     instances = keys.get("instances", 1)
     logs = _sound(keys.get("logs", {}))

@@ -1,0 +1,101 @@
+"""How a command finds its app and asks it: one blocking link to the control socket."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import ConfigError, ConnectFailed, ConnectionLost, NoSuchWorker, RequestTimeout
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.transports.unix import UnixSocketTransport
+from smartipc.ipc.wire import codec
+from smartipc.supervisor.host.rundir import CONTROL_SOCKET, base_directory, running_apps
+
+P = TypeVar("P")
+R = TypeVar("R")
+FAILED, USAGE, NOT_RUNNING, NO_SUCH_WORKER = 1, 2, 3, 4
+_DIAL_AGAIN = 0.01
+_DIAL_FOR = 5.0
+
+
+class Client:
+    """A connection to the supervisor of one app; every failure ends the command with its exit code (SPEC 8)."""
+
+    def __init__(self, directory: Path, app: str) -> None:
+        self.app = app
+        self._link = Link(_dial(directory, app), Connection("client", Identity("smartipc")), QuietHost())
+
+    def ask(self, method: Method[P, R], payload: P) -> R:
+        """Ask, or leave with the right exit code."""
+        try:
+            reply = self._link.call(method.name, codec.encode(payload), timeout=method.timeout)
+        except RemoteFault as fault:
+            error = fault.error(method=method.name, instance=None)
+            if isinstance(error, NoSuchWorker):
+                known = ", ".join(error.known) or "none"
+                leave(NO_SUCH_WORKER, f"no such worker: {fault.fault.message.split(';')[0]}; known: {known}")
+            leave(FAILED, str(error))
+        except (ConnectionLost, RequestTimeout) as error:
+            leave(NOT_RUNNING if isinstance(error, ConnectionLost) else FAILED, f"app {self.app}: {error}")
+        return codec.decode(reply, method.reply, method=method.name)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._link.close()
+
+
+def find(app: str | None, config: str | None) -> Client:
+    """Return a client of the app that the options, SMARTIPC_APP or the circumstances name; exit 2 or 3 otherwise."""
+    if config is not None:
+        from smartipc.supervisor.configuration import load
+
+        try:
+            spec = load(config)
+        except ConfigError as error:
+            leave(USAGE, str(error))
+        chosen = spec.supervisor.runtime_dir
+        return Client(Path(chosen) if chosen else base_directory() / spec.app, spec.app)
+    if app is not None:
+        return Client(base_directory() / app, app)
+    running = running_apps()
+    if not running:
+        leave(NOT_RUNNING, "no app of this user is running")
+    if len(running) > 1:
+        names = ", ".join(one.app for one in running)
+        leave(USAGE, f"several apps are running ({names}): choose one with --app NAME")
+    return Client(Path(running[0].directory), running[0].app)
+
+
+def _dial(directory: Path, app: str) -> socket.socket:
+    until = time.monotonic() + _DIAL_FOR
+    while True:
+        try:
+            return UnixSocketTransport(str(directory / CONTROL_SOCKET)).dial()
+        except ConnectFailed:
+            leave(NOT_RUNNING, f"app {app} is not running")
+        except BlockingIOError:  # many commands at once: its queue is full for a moment
+            if time.monotonic() > until:
+                leave(FAILED, f"app {app} does not answer")
+            time.sleep(_DIAL_AGAIN)
+
+
+def leave(code: int, message: str) -> NoReturn:
+    """Say why on stderr and exit."""
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def plain(value: Any) -> str:
+    """Return a value as one line of JSON."""
+    import msgspec
+
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,116 @@
+"""The command `smartipc`: talk to a running app. Verbs that look are in looking.py, that call in calling.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import click
+
+from smartipc import __version__
+from smartipc.ipc import control
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.errors import ConfigError
+from smartipc.supervisor.cli import calling, looking
+from smartipc.supervisor.cli.client import FAILED, USAGE, Client, find, leave
+
+
+class Session:
+    """The options of the group; connects when a verb first asks."""
+
+    def __init__(self, app: str | None, config: str | None) -> None:
+        self._app = app
+        self._config = config
+
+    def client(self) -> Client:
+        """Connect."""
+        return find(self._app, self._config)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--app", metavar="NAME", envvar="SMARTIPC_APP", help="The app to talk to; also from SMARTIPC_APP.")
+@click.option("--config", metavar="FILE", type=click.Path(), help="The app of this configuration file.")
+@click.version_option(__version__, prog_name="smartipc")
+@click.pass_context
+def cli(context: click.Context, app: str | None, config: str | None) -> None:
+    """Look at and steer a running app.
+
+    Without --app or --config it is the only app of this user that runs. NAME is a worker (hasher), an instance
+    (hasher:2) or `all`.
+
+    Exit codes: 0 done, 1 it failed, 2 usage, 3 no such app is running, 4 no such worker.
+    """
+    context.obj = Session(app, config)
+
+
+def _order(verb: str, method: Method[control.Names, control.OrderOutcome], does: str) -> None:
+    def run(session: Session, names: tuple[str, ...], no_wait: bool) -> None:
+        outcome = session.client().ask(method, control.Names(list(names), not no_wait))
+        failed = {name: reason for name, reason in outcome.results.items() if reason}
+        if failed:
+            leave(FAILED, "\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+
+    command: Callable[..., None] = click.pass_obj(run)
+    command.__doc__ = f"{does} Returns when it is done."
+    command = click.option("--no-wait", is_flag=True, help="Return at once.")(command)
+    command = click.argument("names", nargs=-1, required=True, metavar="NAME...")(command)
+    cli.command(verb, help=f"{does} Returns when it is done.")(command)
+
+
+_order("start", control.cli_start, "Start instances, with what they depend on.")
+_order("stop", control.cli_stop, "Stop instances and keep them stopped.")
+_order("restart", control.cli_restart, "Give instances a fresh life.")
+
+
+@cli.command()
+@click.option("--no-wait", is_flag=True, help="Return at once.")
+@click.pass_obj
+def shutdown(session: Session, no_wait: bool) -> None:
+    """End the app in order. Returns when every worker is down."""
+    session.client().ask(control.cli_shutdown, control.Names([], not no_wait))
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@click.option("--import", "imports", is_flag=True, help="Also import every target, each in a process of its own.")
+def check(file: str, imports: bool) -> None:
+    """Check a configuration file; list every problem."""
+    from smartipc.supervisor.configuration import load
+
+    try:
+        spec = load(file)
+    except ConfigError as error:
+        leave(USAGE, str(error))
+    if imports:
+        from smartipc.supervisor.configuration.imports import import_problems
+
+        problems = import_problems(spec)
+        if problems:
+            leave(USAGE, "\n".join(problems))
+    workers = len(spec.workers)
+    click.echo(f"{file}: app {spec.app}, {workers} worker{'s' if workers != 1 else ''}, no problems")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of configuration files, for editors."""
+    from smartipc.supervisor.configuration.schema import text
+
+    click.echo(text(), nl=False)
+
+
+looking.register(cli)
+calling.register(cli)
+
+
+def main() -> None:
+    """Run the command; a closed pipe or Ctrl-C ends it quietly."""
+    try:
+        cli(standalone_mode=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,153 @@
+"""Verbs that look: status, logs, events."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+import msgspec
+
+from smartipc.ipc import control
+from smartipc.supervisor.cli.client import FAILED, NO_SUCH_WORKER, Client, leave, plain
+
+_POLL = 20.0
+_COLOURS = {
+    "ready": "green", "running": "green", "degraded": "yellow", "backoff": "yellow", "waiting": "cyan",
+    "starting": "cyan", "stopping": "cyan", "failed": "red",
+}  # fmt: skip
+
+
+def register(cli: click.Group) -> None:
+    """Add the verbs."""
+    cli.add_command(status)
+    cli.add_command(logs)
+    cli.add_command(events)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Show it again every second.")
+@click.pass_obj
+def status(session: Any, name: str | None, as_json: bool, watch: bool) -> None:
+    """Show every instance, or those of NAME. Exit code 1 if one of them is failed."""
+    client: Client = session.client()
+    while True:
+        found = client.ask(control.cli_status, None)
+        if name not in (None, "all"):
+            workers = [one for one in found.workers if name in (one.worker, one.instance)]
+            if not workers:
+                known = ", ".join(dict.fromkeys(one.worker for one in found.workers))
+                leave(NO_SUCH_WORKER, f"no such worker: {name}; known: {known}")
+            found = msgspec.structs.replace(found, workers=workers)
+        if watch and sys.stdout.isatty():
+            click.clear()
+        click.echo(plain(found) if as_json else _table(found))
+        if not watch:
+            break
+        time.sleep(1.0)
+    if any(one.state == "failed" for one in found.workers):
+        leave(FAILED, "failed: " + ", ".join(one.instance for one in found.workers if one.state == "failed"))
+
+
+def _table(found: control.AppStatus) -> str:
+    rows = [("INSTANCE", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "STATUS")]
+    for one in found.workers:
+        rows.append(
+            (
+                one.instance,
+                one.state,
+                str(one.pid or "-"),
+                _span(one.uptime),
+                str(one.restarts),
+                f"{one.memory / 2**20:.0f} MiB" if one.memory else "-",
+                _remark(one),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [f"app {found.app} {found.state}, supervisor {found.pid}, {found.config}"]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        colour = _COLOURS.get(row[1])
+        if colour and sys.stdout.isatty():
+            cells[1] = click.style(cells[1], fg=colour)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _remark(one: control.WorkerStatus) -> str:
+    parts = []
+    if one.waiting_for:
+        parts.append("waits for " + ", ".join(one.waiting_for))
+    if one.next_restart_in is not None:
+        parts.append(f"restart in {one.next_restart_in:.1f} s")
+    if one.progress is not None:
+        total = f"/{one.progress.total:g}" if one.progress.total is not None else ""
+        parts.append(f"{one.progress.done:g}{total}")
+    if one.status:
+        parts.append(one.status)
+    if one.last_exit is not None and one.state in ("backoff", "failed", "exited"):
+        parts.append(one.last_exit.reason)
+    return "; ".join(parts)
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+@click.command()
+@click.argument("name", default="all")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("-n", "--lines", default=100, show_default=True, type=click.IntRange(min=0), help="Last N lines.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_obj
+def logs(session: Any, name: str, follow: bool, lines: int, as_json: bool) -> None:
+    """Show the last lines of output of NAME."""
+    client: Client = session.client()
+    after = 0
+    found = client.ask(control.cli_logs, control.LogsRequest(name, lines))
+    while True:
+        for line in found:
+            click.echo(plain(line) if as_json else f"{line.instance} | {line.message}")
+            after = line.seq
+        if not follow:
+            return
+        sys.stdout.flush()
+        if not after:  # start from now
+            newest = client.ask(control.cli_logs, control.LogsRequest("all", 1))
+            after = newest[-1].seq if newest else 0
+        found = client.ask(control.cli_logs, control.LogsRequest(name, 1000, after, _POLL))
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("--since", default=0, metavar="SEQ", type=click.IntRange(min=0), help="Only those after this number.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_obj
+def events(session: Any, follow: bool, since: int, as_json: bool) -> None:
+    """Show what happened: every transition with its cause."""
+    client: Client = session.client()
+    wait = 0.0
+    while True:
+        found = client.ask(control.cli_events, control.EventsRequest(since, wait))
+        if found.lost and since:
+            click.echo(f"{found.lost} events are no longer kept", err=True)
+        for event in found.events:
+            click.echo(plain(event) if as_json else _sentence(event))
+            since = event["seq"]
+        if not follow:
+            return
+        sys.stdout.flush()
+        wait = _POLL
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    who = f"{event['instance']}#{event['generation']}" if event["instance"] else "app"
+    step = f"{event['from']} -> {event['to']}" if event["event"] == "instance.state" else event["event"]
+    return f"{event['seq']:>6} {event['at']} {who}: {step} ({event['cause']})"

@@ -1,0 +1,44 @@
+"""The command `smartipc-supervise`: load a configuration, run the app in the foreground, exit with its code."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from smartipc import __version__
+from smartipc.ipc.errors import ConfigError, ConnectFailed
+from smartipc.supervisor.configuration import load
+from smartipc.supervisor.host.rundir import AlreadyRunning, UnsafeDirectory
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=click.Path())
+@click.version_option(__version__, prog_name="smartipc-supervise")
+def main(config: str) -> None:
+    """Run the app that CONFIG describes until it ends or is told to stop.
+
+    Output of the workers appears on stdout and stderr, prefixed with their names; the supervisor's own log is on
+    stderr. SIGTERM or Ctrl-C stops everything in order; a second one at once.
+
+    Exit codes: 0 ended as asked, 1 a worker that must not fail did, or the start failed, 2 invalid configuration or
+    usage, 3 this app is running already.
+    """
+    try:
+        spec = load(config)
+    except ConfigError as error:
+        click.echo(error, err=True)
+        count = len(error.problems)
+        click.echo(f"{count} problem{'s' if count > 1 else ''}, nothing started", err=True)
+        sys.exit(2)
+    from smartipc.supervisor.runner import run_app
+
+    try:
+        code = run_app(spec)
+    except AlreadyRunning as error:
+        click.echo(error, err=True)
+        sys.exit(3)
+    except (UnsafeDirectory, ConnectFailed, OSError) as error:
+        click.echo(f"the start failed: {error}", err=True)
+        sys.exit(1)
+    sys.exit(code)
