@@ -97,8 +97,12 @@ class Number(Kind):
     least: float | None = None
     above: float | None = None
     most: float | None = None
+    word: str = ""
+    """A word that is taken as well."""
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
+        if self.word and isinstance(node, Value) and node.value == self.word:
+            return self.word
         types = (int,) if self.whole else (int, float)
         if not isinstance(node, Value) or isinstance(node.value, bool) or not isinstance(node.value, types):
             return self.wrong(node, path, problems)
@@ -115,10 +119,12 @@ class Number(Kind):
         bounds = {"minimum": self.least, "exclusiveMinimum": self.above, "maximum": self.most}
         number = {"type": "integer" if self.whole else "number"}
         limits = {name: bound for name, bound in bounds.items() if bound is not None}
-        return {"anyOf": [{**number, **limits}, _VARIABLE]}
+        return {"anyOf": [{**number, **limits}, *([{"const": self.word}] if self.word else []), _VARIABLE]}
 
     def words(self) -> str:
         what = "a whole number" if self.whole else "a number"
+        if self.word:
+            return f"{what} or {self.word!r}"
         if self.above is not None:
             return f"{what} above {self.above:g}"
         if self.least is not None and self.most is not None:

@@ -82,7 +82,7 @@ WORKER_FIELDS = {
         MapOf(Plain(), key=r"[A-Za-z_]\w*", key_words="an argument name"), "keyword arguments of the target", "{}"
     ),
     "instances": Field(
-        Either(Number(whole=True, least=1, most=10_000), Choice(("auto",))), "how many; auto: the usable cores", "1"
+        Number(whole=True, least=1, most=10_000, word="auto"), "how many; auto: the usable cores", "1"
     ),
     "start_method": Field(Choice(("forkserver", "spawn", "fork")), "how its process is made", "forkserver"),
     "preload": Field(
