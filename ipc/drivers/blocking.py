@@ -3,16 +3,23 @@
 Leader and followers: of the threads that wait for answers one reads, for all of them; the others sleep until their
 answer is there or the leader leaves. Writing is under one lock and never blocks while holding it, so two peers that
 send a lot to each other do not starve: a thread that cannot write reads meanwhile.
+
+An exception that interrupts a thread between the socket and the protocol state (KeyboardInterrupt, or whatever a
+signal handler raises) closes the link: whether bytes were taken cannot be known then. Nothing of routing, contracts or
+payload types belongs here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import struct
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 
 from smartipc.ipc.drivers.base import LinkHost, RemoteFault
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
@@ -32,12 +39,14 @@ from smartipc.ipc.protocol.events import (
     RequestReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.wire.heads import Fault
 
-READ_SIZE = 256 * 1024
+READ_SIZE = 64 * 1024
 _IOV = 512
 _LONGEST_WAIT = 1.0
 """Seconds of the longest single read; the socket's own timeout is set anew only when a shorter one is needed."""
+_STALL = 0.01
 _TIMEVAL = struct.Struct("@ll")
 _PENDING = object()
 
@@ -54,13 +63,26 @@ class Link:
     def __init__(self, sock: socket.socket, connection: Connection, host: LinkHost) -> None:
         self.connection = connection
         self.closed = False
+        self.broken = False
+        """The socket refuses bytes: nothing new can be said, what the peer still said can be read."""
+        self.more = False
+        """The last read was a full one: another would not wait."""
+        self.while_stalled: Callable[[], None] | None = None
+        """Called again and again while a send waits for room: the owner may read elsewhere, so that no ring of
+        senders waits for itself."""
         self.error: SmartIpcError | None = None
+        self.watchers: dict[int, Callable[[], None]] = {}
+        """By thread: called when another thread has read for it; for threads that poll several links."""
         self._sock = sock
         self._host = host
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._reader = 0
+        self._depth = 0
+        self._followers = 0
         self._changed = threading.Condition(threading.Lock())
-        self._leading = False
+        self._events: deque[Event] = deque()
         self._results: dict[int, object] = {}
         self._unsent: list[bytes | memoryview] = []
         self._receive_timeout = 0.0
@@ -81,6 +103,11 @@ class Link:
     def outstanding(self) -> int:
         """Calls of ours without an answer, or whose answer nobody has taken."""
         return len(self._results)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait for room in the socket; reading, sending or `flush` takes them along."""
+        return bool(self._unsent) or self.connection.has_data
 
     @property
     def socket(self) -> socket.socket:
@@ -110,16 +137,25 @@ class Link:
     def begin(
         self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
     ) -> int:
-        """Send a request and return its id for `finish`; raises as call does."""
+        """Send a request and return its id for `finish`; raises as call does, but for the answer."""
         self._require_open(method)
-        with self._lock:
-            ident = self.connection.request(
-                method, payload, time.monotonic(), timeout=timeout, headers=headers, attempt=attempt
-            )
-            self._results[ident] = _PENDING
-            sent = self._send_some()
-        if not sent:
-            self._send_rest()
+        now = time.monotonic()
+        try:
+            with self._lock:
+                self._require_connected(method)
+                ident = self.connection.request(method, payload, now, timeout=timeout, headers=headers, attempt=attempt)
+                self._results[ident] = _PENDING
+                sent = self._send_some()
+            if not sent:
+                self._send_rest(now + timeout)
+        except SmartIpcError:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
+        if self.broken and self._results.pop(ident, None) is _PENDING:
+            # Bytes leave in order, so a request whose last byte was refused never arrived as a whole.
+            raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
         return ident
 
     def finished(self, ident: int) -> bool:
@@ -127,10 +163,22 @@ class Link:
         return self._results.get(ident) is not _PENDING
 
     def finish(self, ident: int) -> bytes:
-        """Wait for the answer of a request that was begun; raises as call does. An interrupt cancels the request."""
+        """Wait for the answer of a request that was begun; raises as call does. An interrupt gives the request up."""
         results = self._results
+        if results[ident] is _PENDING:
+            self._await(ident)
+        result = results.pop(ident)
+        if type(result) is bytes:
+            return result
+        assert isinstance(result, BaseException)
+        raise result
+
+    def _await(self, ident: int) -> None:
+        results = self._results
+        leading = True
         try:
             while results[ident] is _PENDING:
+                leading = True
                 if self._lead():
                     try:
                         while results[ident] is _PENDING:
@@ -138,17 +186,13 @@ class Link:
                     finally:
                         self._unlead()
                 else:
-                    with self._changed:
-                        if self._leading and results[ident] is _PENDING:
-                            self._changed.wait(_LONGEST_WAIT)
+                    leading = False
+                    self._follow(_LONGEST_WAIT, lambda: results[ident] is _PENDING)
         except BaseException:
+            if leading:
+                self.abandon()
             self.cancel(ident)
             raise
-        result = results.pop(ident)
-        if type(result) is bytes:
-            return result
-        assert isinstance(result, BaseException)
-        raise result
 
     def cancel(self, ident: int) -> None:
         """Give a begun request up."""
@@ -160,11 +204,7 @@ class Link:
     def notify(self, method: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
         """Send a one-way message; raises FrameTooLarge, ConnectionLost and LocalProtocolError as call does."""
         self._require_open(method)
-        with self._lock:
-            self.connection.notify(method, payload, headers=headers)
-            sent = self._send_some()
-        if not sent:
-            self._send_rest()
+        self._say(lambda: self.connection.notify(method, payload, headers=headers), method)
 
     def publish(
         self,
@@ -174,54 +214,77 @@ class Link:
         *,
         headers: dict[str, str] | None = None,
         retained: bool = False,
+        wait: bool = True,
     ) -> None:
-        """Send a message to the peer's subscription `number`; raises as notify does."""
+        """Send a message to the peer's subscription `number`; raises as notify does.
+
+        With `wait` off it returns although the socket has no room: what is unsent goes with the next read or send.
+        """
         self._require_open(topic)
-        with self._lock:
-            self.connection.publish(number, topic, payload, headers=headers, retained=retained)
-            sent = self._send_some()
-        if not sent:
-            self._send_rest()
+        self._say(
+            lambda: self.connection.publish(number, topic, payload, headers=headers, retained=retained),
+            topic,
+            wait=wait,
+        )
 
     def consumed(self, number: int, count: int) -> None:
         """Give credit back for our subscription `number`; a closed link needs none."""
-        with self._lock:
-            if self.closed:
-                return
-            self.connection.consumed(number, count)
-            self._send_some()
+        if not self.closed:
+            self._say(lambda: self.connection.consumed(number, count), wait=False)
 
-    def reply(self, ident: int, payload: bytes) -> None:
+    def reply(self, ident: int, payload: bytes, *, flush: bool = True) -> None:
         """Answer a request; ignored if it was cancelled or the link is closed.
+
+        Never waits for a peer that does not read: what the socket does not take goes with the next read or `flush`.
+        With `flush` off nothing is written yet, so that several replies leave together.
 
         Raises:
             FrameTooLarge: the reply exceeds a limit; answer with fail instead.
         """
-        with self._lock:
-            if self.closed:
-                return
-            self.connection.reply(ident, payload)
-            sent = self._send_some()
-        if not sent:
-            self._send_rest()
+        try:
+            with self._lock:
+                if not self.closed:
+                    self.connection.reply(ident, payload)
+                    if flush:
+                        self._send_some()
+        except SmartIpcError:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
 
     def fail(self, ident: int, fault: Fault) -> None:
-        """Answer a request with an error; ignored as reply is."""
-        with self._lock:
-            if self.closed:
-                return
-            self.connection.fail(ident, fault)
-            sent = self._send_some()
-        if not sent:
-            self._send_rest()
+        """Answer a request with an error; ignored, and never waits, as reply."""
+        if not self.closed:
+            self._say(lambda: self.connection.fail(ident, fault), wait=False)
 
     def goodbye(self, reason: str = "") -> None:
         """Take no new calls from the peer."""
+        if not self.closed:
+            self._say(lambda: self.connection.goodbye(reason), wait=False)
+
+    def flush(self) -> bool:
+        """Write what the socket takes without waiting; return whether everything is out."""
         with self._lock:
-            if self.closed:
-                return
-            self.connection.goodbye(reason)
-            self._send_some()
+            return self.closed or self._send_some()
+
+    def _say(self, what: Callable[[], None], needed_for: str = "", *, wait: bool = True) -> None:
+        """Queue and write; what is not `needed_for` anything is dropped in silence when the link is over."""
+        try:
+            with self._lock:
+                if needed_for:
+                    self._require_connected(needed_for)
+                elif self.closed:
+                    return
+                what()
+                sent = self._send_some()
+            if wait and not sent:
+                self._send_rest(None)
+        except SmartIpcError:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
 
     # reading
 
@@ -236,34 +299,85 @@ class Link:
             finally:
                 self._unlead()
         elif timeout > 0:
-            with self._changed:
-                if self._leading:
-                    self._changed.wait(timeout)
+            self._follow(timeout, lambda: not self.closed)
 
     def _lead(self) -> bool:
-        with self._changed:
-            if self._leading:
-                return False
-            self._leading = True
+        """Become the one thread that reads, if nobody is. Whoever dispatches may do so again, from a host's method."""
+        if self._reader == threading.get_ident():
+            self._depth += 1
             return True
+        if not self._reading.acquire(blocking=False):
+            return False
+        self._reader = threading.get_ident()
+        return True
 
     def _unlead(self) -> None:
+        if self._depth:
+            self._depth -= 1
+            return
+        self._reader = 0
+        self._reading.release()
+        if self._followers or self.watchers:
+            self._announce()
+
+    def _follow(self, timeout: float, wanted: Callable[[], bool]) -> None:
+        """Sleep while another thread leads and `wanted`; let timers pass meanwhile, the leader may not know ours.
+
+        No wake-up is lost: a result is stored before `_followers` is looked at, and we count ourselves before we look
+        at results.
+        """
+        timer = self.connection.next_timer()
+        if timer is not None:
+            timeout = min(timeout, timer - time.monotonic())
+        if timeout > 0:
+            with self._changed:
+                self._followers += 1
+                try:
+                    if self._reading.locked() and wanted():
+                        self._changed.wait(timeout)
+                finally:
+                    self._followers -= 1
+        if timer is not None and (now := time.monotonic()) >= timer and not self.closed:
+            with self._lock:
+                events = self.connection.handle_timer(now)
+                self._send_some()
+            for event in events:
+                self._deliver(event)
+            self._announce()
+
+    def _announce(self) -> None:
+        """Wake the threads that wait for what another one reads."""
         with self._changed:
-            self._leading = False
             self._changed.notify_all()
+        me = threading.get_ident()
+        for thread, wake in list(self.watchers.items()):
+            if thread != me:
+                wake()
 
     def _read(self, longest: float) -> None:
         """Read once as the leader, let timers pass, dispatch."""
-        if self.closed:
-            return
+        queue = self._events
         try:
-            data = self._receive(longest)
+            if not queue and not self.closed:
+                queue.extend(self._receive(longest))
+            while queue:
+                self._deliver(queue.popleft())
+        except BaseException:
+            self.abandon()
+            raise
+        if self._followers or self.watchers:
+            self._announce()
+
+    def _receive(self, longest: float) -> list[Event]:
+        try:
+            data = self._wait_and_read(longest)
         except (BlockingIOError, InterruptedError):
             data = None
         except OSError as error:
-            self._finish_closing(str(error))
-            return
+            with self._lock:
+                return self.connection.close(error.strerror or str(error))
         now = time.monotonic()
+        self.more = data is not None and len(data) == READ_SIZE
         with self._lock:
             if data is None:
                 events = []
@@ -274,59 +388,59 @@ class Link:
             timer = self.connection.next_timer()
             if timer is not None and now >= timer:
                 events += self.connection.handle_timer(now)
-            if self.connection.has_data:
+            if self._unsent or self.connection.has_data:
                 self._send_some()
-        self._dispatch(events)
+        return events
 
-    def _receive(self, longest: float) -> bytes:
+    def _wait_and_read(self, longest: float) -> bytes:
+        if longest > 0:
+            timer = self.connection.next_timer()
+            if timer is not None:
+                longest = min(longest, timer - time.monotonic())
         if longest <= 0:
             return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
-        timer = self.connection.next_timer()
-        if timer is not None:
-            left = timer - time.monotonic()
-            if left <= 0:
-                return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
-            longest = min(longest, left)
+        if self._unsent:
+            poller = select.poll()
+            poller.register(self._sock, select.POLLIN | select.POLLOUT)
+            poller.poll(longest * 1000)
+            return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         longest = min(longest, _LONGEST_WAIT)
         if longest != self._receive_timeout:
             seconds = int(longest)
-            microseconds = max(1000, int((longest - seconds) * 1e6)) if seconds == 0 else int((longest - seconds) * 1e6)
+            microseconds = int((longest - seconds) * 1e6)
+            if not seconds:
+                microseconds = max(1000, microseconds)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, microseconds))
             self._receive_timeout = longest
         return self._sock.recv(READ_SIZE)
 
-    def _dispatch(self, events: list[Event]) -> None:
-        results = self._results
-        for event in events:
-            match event:
-                case ReplyReceived():
-                    if event.id in results:
-                        results[event.id] = event.payload
-                case RequestReceived():
-                    self._host.on_request(self, event)
-                case MessageReceived():
-                    self._host.on_message(self, event)
-                case NotifyReceived():
-                    self._host.on_notify(self, event)
-                case ConsumedReceived():
-                    self._host.on_consumed(self, event)
-                case ErrorReceived():
-                    self._fail_call(event.id, RemoteFault(event.fault))
-                case CallExpired():
-                    self._fail_call(event.id, RequestTimeout(None))
-                case CancelReceived():
-                    self._host.on_cancel(self, event)
-                case Opened():
-                    self._host.on_opened(self)
-                case GoodbyeReceived():
-                    self._host.on_goodbye(self, event)
-                case Closed():
-                    self._on_closed(event)
-                case _:  # PongReceived: nobody pings here yet
-                    pass
-        if len(events) > 1 or self.closed or (events and len(results) > 1):
-            with self._changed:
-                self._changed.notify_all()
+    def _deliver(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
+        match event:
+            case ReplyReceived():
+                if event.id in self._results:
+                    self._results[event.id] = event.payload
+            case RequestReceived():
+                self._host.on_request(self, event)
+            case MessageReceived():
+                self._host.on_message(self, event)
+            case NotifyReceived():
+                self._host.on_notify(self, event)
+            case ConsumedReceived():
+                self._host.on_consumed(self, event)
+            case ErrorReceived():
+                self._fail_call(event.id, RemoteFault(event.fault))
+            case CallExpired():
+                self._fail_call(event.id, RequestTimeout(None))
+            case CancelReceived():
+                self._host.on_cancel(self, event)
+            case Opened():
+                self._host.on_opened(self)
+            case GoodbyeReceived():
+                self._host.on_goodbye(self, event)
+            case Closed():
+                self._on_closed(event)
+            case _:  # PongReceived: nobody pings here yet
+                pass
 
     def _fail_call(self, ident: int, error: SmartIpcError) -> None:
         if ident in self._results:
@@ -337,16 +451,27 @@ class Link:
     def close(self, reason: str = "closed here") -> None:
         """End the link: unanswered calls fail with ConnectionLost, unsent bytes are tried once."""
         if self._pid != os.getpid():
+            self.closed = True
             self._sock.close()  # a forked copy: the parent's connection must not notice
             return
-        self._finish_closing(reason)
-
-    def _finish_closing(self, reason: str) -> None:
         with self._lock:
+            self._send_some()
             events = self.connection.close(reason)
             if events and not self._unsent:
                 self._send_some()
-        self._dispatch(events)
+        for event in events:
+            self._deliver(event)
+        if events:
+            self._announce()
+
+    def abandon(self) -> None:
+        """End the link because a thread was interrupted at a place where the state of its bytes is unknown."""
+        with self._lock:
+            self._unsent.clear()
+            events = self.connection.close("interrupted")
+        for event in events:
+            self._deliver(event)
+        self._announce()
 
     def _on_closed(self, event: Closed) -> None:
         self.closed = True
@@ -356,10 +481,8 @@ class Link:
             self._fail_call(ident, lost)
         self._host.on_closed(self, event)
         # A reader of another thread sits in recv: shutdown wakes it, close alone would not.
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._sock.close()
 
     def _peer_name(self) -> str:
@@ -368,7 +491,14 @@ class Link:
     def _require_open(self, method: str) -> None:
         if self._pid != os.getpid():
             raise LocalProtocolError("this handle was inherited through fork; connect anew in the child")
-        if self.closed:
+        if self.broken and not self.closed:
+            self.pump(0)
+        if self.closed or self.broken:
+            raise ConnectionLost(self._peer_name(), method=method, processed="no")
+
+    def _require_connected(self, method: str) -> None:
+        """Check again under the lock: another thread may just have ended the connection."""
+        if self.connection.state is ConnectionState.CLOSED:
             raise ConnectionLost(self._peer_name(), method=method, processed="no")
 
     # writing
@@ -384,12 +514,16 @@ class Link:
             try:
                 if len(unsent) == 1:
                     sent = self._sock.send(unsent[0], socket.MSG_DONTWAIT)
+                    if sent == len(unsent[0]):
+                        unsent.clear()
+                        continue
                 else:
                     sent = self._sock.sendmsg(unsent[:_IOV], (), socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError:
                 unsent.clear()  # the reader finds out what happened, and what the peer still said
+                self.broken = True
                 return True
             self._advance(sent)
 
@@ -404,14 +538,19 @@ class Link:
         if sent:
             self._unsent[0] = memoryview(self._unsent[0])[sent:]
 
-    def _send_rest(self) -> None:
-        """Write until nothing is left, reading meanwhile unless another thread does."""
+    def _send_rest(self, until: float | None) -> None:
+        """Write until nothing is left or `until` has passed, reading meanwhile unless another thread does."""
         while not self.closed:
+            left = _LONGEST_WAIT if self.while_stalled is None else _STALL
+            if until is not None:
+                left = min(left, until - time.monotonic())
+            if left <= 0:
+                return  # the rest goes with the next read: half a frame cannot be taken back
             lead = self._lead()
             try:
                 poller = select.poll()
                 poller.register(self._sock, select.POLLOUT | (select.POLLIN if lead else 0))
-                ready = poller.poll(_LONGEST_WAIT * 1000)
+                ready = poller.poll(left * 1000)
                 if lead and ready and ready[0][1] & ~select.POLLOUT:
                     self._read(0)
             except (ValueError, OSError):
@@ -419,6 +558,8 @@ class Link:
             finally:
                 if lead:
                     self._unlead()
+            if not ready and self.while_stalled is not None:
+                self.while_stalled()
             with self._lock:
-                if self.closed or self._send_some():
+                if self._send_some():
                     return

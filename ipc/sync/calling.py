@@ -1,0 +1,527 @@
+"""The outgoing half of the blocking handle: links to other instances, and calls over them with retries.
+
+One `Call` is one logical request over all its attempts. A single one is driven by blocking on its link; several are
+driven together, by polling the links they are on, so that `map` and `broadcast` need no threads. Which instance, and
+what a failure means, is decided in routing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from smartipc.ipc import links
+from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    LocalProtocolError,
+    RequestTimeout,
+    SmartIpcError,
+)
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import Closed, ConsumedReceived
+from smartipc.ipc.routing import attempts, balance
+from smartipc.ipc.routing.directory import Directory, DirectoryState
+from smartipc.ipc.sync.polling import IN, OUT, Waker
+from smartipc.ipc.transports.unix import UnixSocketTransport
+
+Life = tuple[str, int]
+"""An instance and its generation."""
+
+_DIAL_AGAIN = 0.01
+"""Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
+_LONGEST_SLEEP = 1.0
+_MOST_READS = 256
+"""Reads of a link that ends: as much as the kernel holds, and no spinning while another thread does the reading."""
+_AVOIDED = 1 << 30
+"""Added to the outstanding calls of a life that just failed this call: others come first."""
+
+
+class Call:
+    """One logical request: on a link, at rest before its next attempt, or done with a reply or an error.
+
+    Args:
+        method: full address.
+        payload: encoded.
+        worker: the address's worker.
+        timeout: seconds for all attempts together.
+        entry: the life to ask, and no other (broadcast); else one is chosen per attempt.
+    """
+
+    __slots__ = (
+        "attempt", "avoid", "deadline", "declared", "entry", "error", "fixed", "headers", "idempotent", "ident", "key",
+        "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "waiting_for", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        payload: bytes,
+        *,
+        worker: str,
+        timeout: float,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        idempotent: bool = False,
+        declared: tuple[type[BaseException], ...] = (),
+        entry: Entry | None = None,
+    ) -> None:
+        self.method = method
+        self.payload = payload
+        self.worker = worker
+        self.timeout = timeout
+        self.slot = slot
+        self.key = key
+        self.headers = headers
+        self.idempotent = idempotent
+        self.declared = declared
+        self.fixed = entry
+        self.deadline = time.monotonic() + timeout
+        self.attempt = 1
+        self.entry = entry
+        self.link: Link | None = None
+        self.ident = 0
+        self.lost: ConnectionLost | None = None
+        self.rest_until = 0.0
+        self.seen: DirectoryState | None = None
+        self.avoid: set[Life] | None = None
+        self.waiting_for = ""
+        self.reply: bytes | None = None
+        self.error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        where = "done" if self.done else f"on {self.link!r}" if self.link is not None else "at rest"
+        return f"<Call {self.method} attempt {self.attempt}, {where}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether `result` returns or raises."""
+        return self.reply is not None or self.error is not None
+
+    def result(self) -> bytes:
+        """Return the reply's payload or raise the error."""
+        if self.error is not None:
+            raise self.error
+        assert self.reply is not None
+        return self.reply
+
+
+class Caller(QuietHost):
+    """Links by life, opened when first needed, and the calls over them. For any number of threads.
+
+    Args:
+        launch: who we are.
+        directory: who is where.
+    """
+
+    def __init__(self, launch: Launch, directory: Directory) -> None:
+        self.links: dict[Life, Link] = {}
+        self.on_credit: Callable[[Life, ConsumedReceived], None] = lambda _life, _event: None
+        self.on_lost: Callable[[Life], None] = lambda _life: None
+        self.while_stalled: Callable[[], None] | None = None
+        self._lives: dict[Link, Life] = {}
+        self._identity = links.identity(launch)
+        self._directory = directory
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # closing a replaced link reports back while it is held
+        self._changed = threading.Condition(threading.Lock())
+        self._sleepers: dict[int, Callable[[], None]] = {}
+        self._wakers: list[Waker] = []
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Caller with {len(self.links)} links>"
+
+    # links
+
+    def link_to(self, entry: Entry) -> Link:
+        """Return the link to a life, dialled if there is none.
+
+        Raises:
+            ConnectFailed: nobody listens there (any more).
+            BlockingIOError: its queue of connections is full; try again soon.
+            LocalProtocolError: the handle was inherited through fork.
+        """
+        life = (entry.instance, entry.generation)
+        link = self.links.get(life)
+        if link is not None and not link.closed and not link.broken:
+            return link
+        self.require_own()
+        with self._lock:
+            link = self.links.get(life)
+            if link is not None and link.broken:
+                _drain(link)
+                link.close("it takes no more bytes")
+                link = None
+            if link is None or link.closed:
+                sock = UnixSocketTransport(links.path_of(entry.address)).dial()
+                link = self.links[life] = Link(sock, Connection("client", self._identity, links.LIMITS), self)
+                link.while_stalled = self.while_stalled
+                self._lives[link] = life
+            return link
+
+    def link_when_possible(self, entry: Entry) -> Link | None:
+        """Return a link to a life, waiting out a full queue; None when the life is over."""
+        while self._directory.state.lives(entry.instance, entry.generation):
+            seen = self._directory.state
+            try:
+                return self.link_to(entry)
+            except (ConnectFailed, BlockingIOError):
+                self._change(seen, time.monotonic() + _DIAL_AGAIN)
+        return None
+
+    def require_own(self) -> None:
+        """Raise LocalProtocolError in a process that inherited the handle through fork."""
+        if self._pid != os.getpid():
+            raise LocalProtocolError("this handle was inherited through fork; it belongs to the parent process")
+
+    def outstanding(self, entry: Entry) -> int:
+        """Count our unanswered calls at an instance."""
+        link = self.links.get((entry.instance, entry.generation))
+        return link.outstanding if link is not None else 0
+
+    def directory_changed(self) -> None:
+        """Wake whoever waits for an instance, and end links to lives that are over. Called in any thread."""
+        state = self._directory.state
+        with self._lock:
+            gone = [link for life, link in self.links.items() if not state.lives(*life)]
+        for link in gone:
+            _drain(link)  # a reply that it still sent is a reply
+            link.close("its process is gone")
+        with self._changed:
+            self._changed.notify_all()
+        for wake in list(self._sleepers.values()):
+            wake()
+
+    def flush(self) -> None:
+        """Write what links have left over."""
+        for link in list(self.links.values()):
+            if link.unsent:
+                link.flush()
+
+    def close(self, grace: float) -> None:
+        """Write what is unsent, for at most `grace` seconds, and close every link."""
+        until = time.monotonic() + grace
+        while self._pid == os.getpid() and (waiting := [link for link in list(self.links.values()) if link.unsent]):
+            poller = select.poll()
+            for link in waiting:
+                poller.register(link.socket, OUT)
+            left = until - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                break
+            self.flush()
+        for link in list(self.links.values()):
+            link.close()
+        self.links.clear()
+        self._lives.clear()
+        for waker in self._wakers:
+            waker.close()
+        self._wakers.clear()
+
+    # LinkHost
+
+    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
+        """Pass credit to the publisher."""
+        life = self._lives.get(link)
+        if life is not None:
+            self.on_credit(life, event)
+
+    def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
+        """Forget the link."""
+        with self._lock:
+            life = self._lives.pop(link, None)
+            if life is None:
+                return
+            if self.links.get(life) is link:
+                del self.links[life]
+        self.on_lost(life)
+
+    # calls
+
+    def request(self, call: Call) -> bytes:
+        """Carry one call to its end and return the reply's payload.
+
+        Raises:
+            CallError: see SmartIpc.request; declared errors as themselves.
+        """
+        self.start(call)
+        while not call.done:
+            self._settle_or_rest(call)
+        return call.result()
+
+    def start(self, call: Call) -> None:
+        """Make the first attempt, or the next: send it, or let the call rest, or end it."""
+        now = time.monotonic()
+        left = call.deadline - now
+        if left <= 0:
+            self._expired(call)
+            return
+        entry = call.fixed or self._choose(call)
+        if entry is None:
+            return
+        call.entry = entry
+        try:
+            link = self.link_to(entry)
+            call.ident = link.begin(call.method, call.payload, timeout=left, headers=call.headers, attempt=call.attempt)
+            call.link = link
+        except ConnectionLost as lost:
+            self._mourn(call, lost)
+        except (ConnectFailed, BlockingIOError) as failed:
+            self._mourn(call, ConnectionLost(entry.instance, str(failed), processed="no"))
+
+    def drive(self, calls: Collection[Call]) -> None:
+        """Work on all the calls until at least one is done; returns at once when one is."""
+        while True:
+            now = time.monotonic()
+            state = self._directory.state
+            for call in calls:
+                if call.link is not None:
+                    if call.link.finished(call.ident):
+                        self._settle(call)
+                elif not call.done and (state is not call.seen or now >= call.rest_until):
+                    self._again(call)
+            if any(call.done for call in calls):
+                return
+            self._sleep(calls)
+
+    def cancel(self, call: Call) -> None:
+        """Give a call up that is not done."""
+        if call.link is not None:
+            call.link.cancel(call.ident)
+            call.link = None
+
+    def notify(self, call: Call) -> None:
+        """Write one one-way message to the instance that `call` would be sent to.
+
+        Raises:
+            RequestTimeout: none became ready in time.
+            CallError: none will.
+            FrameTooLarge: the payload exceeds a limit.
+        """
+        while True:
+            link = self._reach(call)
+            try:
+                link.notify(call.method, call.payload, headers=call.headers)
+            except ConnectionLost:
+                self._rest(call, time.monotonic() + _DIAL_AGAIN)
+                self._change(call.seen, call.rest_until)
+            else:
+                return
+
+    def _reach(self, call: Call) -> Link:
+        while True:
+            if time.monotonic() >= call.deadline:
+                self._expired(call)
+            entry = self._choose(call) if call.error is None else None
+            if call.error is not None:
+                raise call.error
+            if entry is not None:
+                try:
+                    return self.link_to(entry)
+                except (ConnectFailed, BlockingIOError):
+                    self._rest(call, time.monotonic() + _DIAL_AGAIN)
+            self._change(call.seen, call.rest_until)
+
+    def _settle_or_rest(self, call: Call) -> None:
+        if call.link is not None:
+            self._settle(call)
+        else:
+            self._change(call.seen, call.rest_until)
+            self._again(call)
+
+    def _settle(self, call: Call) -> None:
+        """Take the answer of the attempt under way, waiting for it."""
+        link, entry = call.link, call.entry
+        assert link is not None
+        assert entry is not None
+        call.link = None
+        try:
+            call.reply = link.finish(call.ident)
+        except RemoteFault as fault:
+            error = fault.error(method=call.method, instance=entry.instance, declared=call.declared)
+            self._failed(call, error)
+        except RequestTimeout as error:
+            self._failed(call, error)
+        except ConnectionLost as lost:
+            call.link = None
+            self._mourn(call, lost)
+
+    def _again(self, call: Call) -> None:
+        """Go on with a call that rests: its instance's fate may be known now, or another one is ready."""
+        if call.lost is None:
+            self.start(call)
+            return
+        lost, entry = call.lost, call.entry
+        assert entry is not None
+        call.seen = self._directory.state
+        death = attempts.lost(lost, call.seen, entry.instance, entry.generation, call.method)
+        if death is not None or time.monotonic() >= call.rest_until:
+            call.lost = None
+            self._failed(call, death or lost)
+
+    def _mourn(self, call: Call, lost: ConnectionLost) -> None:
+        """Turn a lost link into WorkerDied if the directory says so, now or very soon."""
+        entry = call.entry
+        assert entry is not None
+        lost.method, lost.instance = call.method, entry.instance
+        state = self._directory.state
+        death = attempts.lost(lost, state, entry.instance, entry.generation, call.method)
+        if death is not None or lost.processed == "no":
+            self._failed(call, death or lost)
+            return
+        call.lost = lost
+        call.seen = state
+        call.rest_until = time.monotonic() + attempts.FACTS_WAIT
+
+    def _failed(self, call: Call, error: BaseException) -> None:
+        """End the call, or prepare its next attempt: elsewhere at once, at the same place after a pause."""
+        entry = call.entry
+        assert entry is not None
+        if isinstance(error, RequestTimeout):
+            call.error = RequestTimeout(
+                call.timeout, error.waiting_for, method=call.method, instance=entry.instance, processed=error.processed
+            )
+            return
+        decision = "raise" if call.fixed else attempts.after(error, idempotent=call.idempotent, attempt=call.attempt)
+        if decision == "raise":
+            call.error = error
+            return
+        call.avoid = (call.avoid or set()) | {(entry.instance, entry.generation)}
+        pause = attempts.BACKOFF * 2 ** (call.attempt - 1)
+        if decision == "retry":
+            call.attempt += 1
+        self._rest(call, time.monotonic() + pause)
+        if self._elsewhere(call):
+            self.start(call)
+        else:
+            call.avoid = None
+
+    def _elsewhere(self, call: Call) -> bool:
+        """Tell whether an instance that has not failed this call is ready."""
+        if call.slot is not None or call.key is not None or call.avoid is None:
+            return False
+        entries = self._directory.state.by_worker.get(call.worker, ())
+        return any(one.ready and (one.instance, one.generation) not in call.avoid for one in entries)
+
+    def _choose(self, call: Call) -> Entry | None:
+        """Return the instance for the next attempt; else the call rests or has its error."""
+        state = self._directory.state
+        self._turn += 1
+        chosen = balance.select(
+            state,
+            call.worker,
+            slot=call.slot,
+            key=call.key,
+            method=call.method,
+            outstanding=self.outstanding if call.avoid is None else lambda entry: self._rank(call, entry),
+            turn=self._turn,
+        )
+        if isinstance(chosen, Entry):
+            return chosen
+        if isinstance(chosen, SmartIpcError):
+            call.error = chosen
+        else:
+            call.waiting_for = chosen.reason
+            call.seen = state
+            call.rest_until = call.deadline
+        return None
+
+    def _rank(self, call: Call, entry: Entry) -> int:
+        avoided = call.avoid is not None and (entry.instance, entry.generation) in call.avoid
+        return self.outstanding(entry) + (_AVOIDED if avoided else 0)
+
+    def _rest(self, call: Call, until: float) -> None:
+        call.seen = self._directory.state
+        call.rest_until = min(until, call.deadline)
+
+    def _expired(self, call: Call) -> None:
+        instance = call.entry.instance if call.entry is not None else None
+        processed: Any = "no" if call.attempt == 1 else "maybe"
+        call.error = RequestTimeout(
+            call.timeout, call.waiting_for, method=call.method, instance=instance, processed=processed
+        )
+
+    # waiting
+
+    def _change(self, seen: DirectoryState | None, until: float) -> None:
+        """Wait until the directory is another than `seen`, or until the time."""
+        with self._changed:
+            while self._directory.state is seen and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def wait(self, link: Link, done: Callable[[], bool]) -> None:
+        """Wait until something came over `link` or the directory changed, unless `done` already."""
+        self._poll({link}, done, _LONGEST_SLEEP)
+
+    def _sleep(self, calls: Collection[Call]) -> None:
+        """Wait until something may have happened to one of the calls."""
+        on = {call.link for call in calls if call.link is not None}
+        resting = [call for call in calls if call.link is None]
+        if len(on) == 1 and not resting:
+            next(iter(on)).pump(_LONGEST_SLEEP)
+            return
+        state = self._directory.state
+        left = min((call.rest_until for call in resting), default=float("inf")) - time.monotonic()
+
+        def happened() -> bool:
+            return any(call.link.finished(call.ident) for call in calls if call.link is not None) or any(
+                call.seen is not state for call in resting
+            )
+
+        self._poll(on, happened, min(left, _LONGEST_SLEEP))
+
+    def _poll(self, on: Collection[Link], happened: Callable[[], bool], longest: float) -> None:
+        """Read from any of the links, or be woken: by another thread that read for us, or by the directory."""
+        me = threading.get_ident()
+        try:
+            waker = self._wakers.pop()
+        except IndexError:
+            waker = Waker()
+        self._sleepers[me] = waker.wake
+        poller = select.poll()
+        poller.register(waker, IN)
+        by_fd: dict[int, Link] = {}
+        try:
+            for link in on:
+                link.watchers[me] = waker.wake
+                fd = link.fileno()
+                if fd < 0:
+                    return
+                by_fd[fd] = link
+                poller.register(fd, IN | OUT if link.unsent else IN)
+                timer = link.connection.next_timer()
+                if timer is not None:
+                    longest = min(longest, timer - time.monotonic())
+            # Only now that everybody knows whom to wake is the last look safe.
+            ready = poller.poll(0 if happened() else max(0.0, longest * 1000))
+            now = time.monotonic()
+            for fd, _mask in ready:
+                if fd in by_fd:
+                    by_fd[fd].pump(0)
+            for link in on:
+                timer = link.connection.next_timer()
+                if timer is not None and now >= timer:
+                    link.pump(0)
+        finally:
+            del self._sleepers[me]
+            for link in on:
+                link.watchers.pop(me, None)
+            waker.clear()
+            self._wakers.append(waker)
+
+
+def _drain(link: Link) -> None:
+    """Read all that is there."""
+    link.pump(0)
+    for _ in range(_MOST_READS):
+        if not link.more or link.closed:
+            return
+        link.pump(0)

@@ -1,0 +1,436 @@
+"""The incoming half of the blocking handle: accept, check who it is, queue, run handlers one at a time, answer.
+
+Reading and running are apart. Any thread that waits may read, one at a time; what arrives is queued. Only the home
+thread (the one that opened the handle or called `serve`) runs what is queued, so that handlers never meet each other
+and may keep thread-bound things such as SQLite connections. What a request means is decided in dispatch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smartipc.ipc import links
+from smartipc.ipc.control import Launch
+from smartipc.ipc.dispatch import Handler, Registry
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import CancelReceived, Closed, MessageReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.routing.port import ControlPort
+from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
+from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
+from smartipc.ipc.wire.heads import Fault
+
+log = logging.getLogger("smartipc.serving")
+current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
+"""Deadline of the request that the running handler answers, in monotonic seconds; nested calls inherit it."""
+
+IDLE = 0.5
+"""Longest sleep in seconds: how often an idle worker shows that it turns, and looks at slow handshakes."""
+_ACCEPTS_PER_TURN = 64
+_READS_PER_TURN = 16
+_BACKLOG = 8192
+"""Queued work above which nothing more is read: the kernel's buffers then slow the senders down."""
+_LOOK_EVERY = 0.005
+"""Seconds of work after which the links are read in between, so that cancels and deadlines are seen."""
+_QUICK = 0.0001
+"""Handlers that took less than these seconds may have their replies leave together with the next one's."""
+
+
+class Server(QuietHost):
+    """One listening socket, its links, the queue of work, and waiting itself.
+
+    Args:
+        launch: who we are and how much may wait.
+        registry: the handlers.
+        port: told that the home thread turns.
+    """
+
+    def __init__(self, launch: Launch, registry: Registry, port: ControlPort) -> None:
+        self.links: dict[int, Link] = {}
+        self.home = threading.get_ident()
+        self.on_topic: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
+        self.on_lost: Callable[[Link], None] = lambda _link: None
+        self.before_sleep: Callable[[], None] = lambda: None
+        self._launch = launch
+        self._registry = registry
+        self._port = port
+        self._identity = links.identity(launch)
+        self._pid = os.getpid()
+        self._listener: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._ready = Readiness()
+        self._waker = Waker()
+        self._ready.register(self._waker.fileno())
+        self._queue: deque[tuple[Link | None, RequestReceived | NotifyReceived | Callable[[], None]]] = deque()
+        self._requests = 0
+        self._cancelled: set[tuple[Link, int]] = set()
+        self._current: tuple[Link, int] | None = None
+        self._running = False
+        self._turning = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
+        self._followers = 0
+        self._durations: dict[str, float] = {}
+        self._corked: set[Link] = set()
+        self._writing: set[Link] = set()
+        self._swept = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Server {len(self.links)} links, {len(self._queue)} waiting{', running' if self._running else ''}>"
+
+    def open(self) -> None:
+        """Listen at the launch's address.
+
+        Raises:
+            ConnectFailed: the address cannot be bound.
+        """
+        if not self._launch.address:
+            return
+        path = links.path_of(self._launch.address)
+        self._listener = UnixSocketTransport(path).listen()
+        status = Path(path).stat()
+        self._inode = (status.st_dev, status.st_ino)
+        self._ready.register(self._listener.fileno())
+
+    # waiting: what every blocking member of the handle ends in
+
+    def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Read, and in the home thread run what is queued, until `done` or for `timeout` seconds; return done().
+
+        Raises:
+            LocalProtocolError: the handle was inherited through fork.
+        """
+        if self._pid != os.getpid():
+            raise LocalProtocolError("this handle was inherited through fork; it belongs to the parent process")
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            home = threading.get_ident() == self.home and not self._running
+            if home:
+                self._port.turned()
+                if self._queue:
+                    self._work(done)
+            if done():
+                return True
+            left = IDLE if until is None else min(IDLE, until - time.monotonic())
+            if left <= 0:
+                return False
+            if not self._turn_as_leader(0.0 if home and self._queue else left):
+                self._follow(left, lambda home=home: done() or (home and bool(self._queue)))  # type: ignore[misc]
+
+    def wake(self) -> None:
+        """Make every waiting thread look at its condition again. Called in any thread."""
+        self._waker.wake()
+        self._announce()
+
+    def read(self) -> None:
+        """Read what is there into the queue, without waiting and without running anything."""
+        self._turn_as_leader(0.0)
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Let the home thread run `work` in its turn. Called where links are read."""
+        self._queue.append((None, work))
+
+    def _turn_as_leader(self, timeout: float) -> bool:
+        if timeout and len(self._queue) > _BACKLOG:
+            return False  # not the home thread's business to read on: the home thread has enough to do
+        if not self._turning.acquire(blocking=False):
+            return False
+        try:
+            self._turn(timeout)
+        finally:
+            self._turning.release()
+            if self._followers:
+                self._announce()
+        return True
+
+    def _follow(self, timeout: float, enough: Callable[[], bool]) -> None:
+        """Sleep while another thread reads. It announces after it released; we are counted before we look."""
+        with self._changed:
+            self._followers += 1
+            try:
+                full = len(self._queue) > _BACKLOG
+                if (full or self._turning.locked()) and not enough():
+                    self._changed.wait(min(timeout, 0.05) if full else timeout)
+            finally:
+                self._followers -= 1
+
+    def _announce(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _turn(self, timeout: float) -> None:
+        """Wait for descriptors once and read what is ready into the queue."""
+        if timeout:
+            self.before_sleep()
+        listener = self._listener.fileno() if self._listener is not None else -1
+        reading = len(self._queue) <= _BACKLOG
+        for fd, mask in self._ready.wait(timeout):
+            link = self.links.get(fd)
+            if link is not None:
+                if mask & OUT:
+                    self._written(link)
+                if mask & ~OUT and reading:
+                    self._read(link)
+            elif fd == listener:
+                self._accept()
+            else:
+                self._waker.clear()
+        now = time.monotonic()
+        if now - self._swept >= IDLE:
+            self._swept = now
+            self._sweep(now)
+
+    def _read(self, link: Link) -> None:
+        """Take all that a link has, within reason: a cancel behind its request must be seen before the request runs."""
+        link.pump(0)
+        for _ in range(_READS_PER_TURN):
+            if not link.more or link.closed:
+                break
+            link.pump(0)
+        self._watch_writable(link)
+
+    def _sweep(self, now: float) -> None:
+        for link in list(self.links.values()):
+            timer = link.connection.next_timer()
+            if timer is not None and now >= timer:
+                link.pump(0)
+
+    def _watch_writable(self, link: Link) -> None:
+        """Wait for room while a slow reader's bytes are unsent; nobody else waits for it."""
+        if link.closed or link.unsent == (link in self._writing):
+            return
+        if link in self._writing:
+            self._writing.discard(link)
+            self._ready.modify(link.fileno(), IN)
+        else:
+            self._writing.add(link)
+            self._ready.modify(link.fileno(), IN | OUT)
+
+    def _written(self, link: Link) -> None:
+        link.flush()
+        self._watch_writable(link)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error)
+                return
+            if not same_user(sock):
+                log.warning("connection of another user refused")
+                sock.close()
+                continue
+            link = Link(sock, Connection("server", self._identity, links.LIMITS), self)
+            self.links[link.fileno()] = link
+            self._ready.register(link.fileno())
+
+    # LinkHost: called where a link is read
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """Queue it, or refuse: one runs, the rest waits."""
+        if self._requests < self._launch.concurrency_waiting + (not self._running):
+            self._requests += 1
+            self._queue.append((link, event))
+        else:
+            link.fail(event.id, self._registry.fault(Overloaded(method=event.method), ()))
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        """Queue it; too many of them stop the reading, see _BACKLOG."""
+        self._queue.append((link, event))
+
+    def on_cancel(self, link: Link, event: CancelReceived) -> None:
+        """Forget a request that has not started. One that runs goes on: its thread cannot be stopped."""
+        if (link, event.id) != self._current:
+            self._cancelled.add((link, event.id))
+
+    def on_message(self, link: Link, event: MessageReceived) -> None:
+        """Pass it to its subscription."""
+        self.on_topic(link, event)
+
+    def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
+        """Forget the link; what its peer had asked for is skipped when its turn comes."""
+        fd = link.fileno()
+        if self.links.get(fd) is link:
+            del self.links[fd]
+            self._ready.unregister(fd)
+        self._writing.discard(link)
+        self._corked.discard(link)
+        self.on_lost(link)
+
+    # running
+
+    def _work(self, done: Callable[[], bool]) -> None:
+        """Run what is queued, at least one item, until `done`, the queue is empty or the links want to be read."""
+        began = time.monotonic()
+        try:
+            while self._queue:
+                link, what = self._queue.popleft()
+                self._running = True
+                if link is None:
+                    _run_posted(what)  # type: ignore[arg-type]
+                elif isinstance(what, RequestReceived):
+                    self._requests -= 1
+                    self._current = (link, what.id)
+                    self._serve(link, what)
+                    self._current = None
+                else:
+                    self._one_way(link, what)  # type: ignore[arg-type]
+                self._running = False
+                self._port.turned()
+                if done() or time.monotonic() - began > _LOOK_EVERY:
+                    return
+        finally:
+            self._running = False
+            self._current = None
+            self._uncork()
+
+    def _serve(self, link: Link, event: RequestReceived) -> None:
+        if (link, event.id) in self._cancelled:
+            self._cancelled.discard((link, event.id))
+            return
+        if link.closed:
+            return
+        handler = self._registry.find(event.method)
+        if isinstance(handler, Fault):
+            link.fail(event.id, handler)
+            return
+        now = time.monotonic()
+        arguments = self._registry.arguments(handler, event, link.peer.name if link.peer else "", now)
+        if isinstance(arguments, Fault):
+            link.fail(event.id, arguments)
+            return
+        token = current_deadline.set(event.deadline)
+        try:
+            value = handler.function(*arguments)
+        except Exception as error:  # the boundary of the user's handler
+            if not isinstance(error, handler.errors):
+                log.debug("handler of %s raised", handler.name, exc_info=error)
+            link.fail(event.id, self._registry.fault(error, handler.errors))
+        except BaseException as error:  # the worker ends by it, but its caller shall know
+            link.fail(event.id, self._registry.fault(error, ()))
+            raise
+        else:
+            self._durations[handler.name] = time.monotonic() - now
+            self._answer(handler, link, event.id, value)
+        finally:
+            current_deadline.reset(token)
+        if link.unsent and link not in self._corked:
+            self._watch_writable(link)
+
+    def _answer(self, handler: Handler, link: Link, ident: int, value: Any) -> None:
+        reply = self._registry.reply(handler, value)
+        if isinstance(reply, Fault):
+            link.fail(ident, reply)
+            return
+        cork = self._next_is_quick()
+        try:
+            link.reply(ident, reply, flush=not cork)
+        except FrameTooLarge as error:
+            link.fail(ident, self._registry.fault(error, ()))
+            return
+        if cork:
+            self._corked.add(link)
+        else:
+            self._corked.discard(link)
+            if self._corked:
+                self._uncork()
+
+    def _next_is_quick(self) -> bool:
+        """Tell whether a reply may wait for the next one: only if that is known to come at once."""
+        try:
+            what = self._queue[0][1]
+        except IndexError:
+            return False
+        return isinstance(what, RequestReceived) and self._durations.get(what.method, 1.0) < _QUICK
+
+    def _uncork(self) -> None:
+        while self._corked:
+            link = self._corked.pop()
+            link.flush()
+            self._watch_writable(link)
+
+    def _one_way(self, link: Link, event: NotifyReceived) -> None:
+        """Run the handler of a one-way message; its failures are logged, nobody waits for them."""
+        handler = self._registry.find(event.method)
+        sender = link.peer.name if link.peer else ""
+        if isinstance(handler, Fault):
+            log.warning("one-way message of %s dropped: %s", sender, handler.message)
+            return
+        arguments = self._registry.arguments(handler, event, sender, time.monotonic())
+        if isinstance(arguments, Fault):
+            log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
+            return
+        try:
+            handler.function(*arguments)
+        except Exception:  # the boundary of the user's handler
+            log.exception("handler of one-way message %s raised", handler.name)
+
+    # the end
+
+    def goodbye(self) -> None:
+        """Stop accepting, and tell every caller to go elsewhere with new calls."""
+        self._stop_listening()
+        for link in list(self.links.values()):
+            link.goodbye("the worker is stopping")
+
+    def drain(self, until: float) -> None:
+        """Finish queued requests and unsent replies until that time, refuse the rest as never run, close."""
+        self.home = threading.get_ident()
+        while self._queue and time.monotonic() < until:
+            self._work(lambda: time.monotonic() >= until)
+            self._turn_as_leader(0.0)
+        while self._queue:
+            link, what = self._queue.popleft()
+            if link is not None and isinstance(what, RequestReceived):
+                refused = ConnectionLost(self._identity.name, "stopping", processed="no", retryable=True)
+                link.fail(what.id, self._registry.fault(refused, ()))
+        self._requests = 0
+        self._cancelled.clear()
+        # Once more: what peers sent before they knew is refused by the connection itself, as not processed.
+        self._turn_as_leader(0.0)
+        while any(link.unsent for link in list(self.links.values())) and (left := until - time.monotonic()) > 0:
+            for link in list(self.links.values()):
+                self._written(link)
+            self._turn_as_leader(min(left, 0.05))
+        self.close()
+
+    def close(self) -> None:
+        """Close everything at once."""
+        self._stop_listening()
+        for link in list(self.links.values()):
+            link.close()
+        self.links.clear()
+        self._waker.close()
+        self._ready.close()
+
+    def _stop_listening(self) -> None:
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        if self._pid == os.getpid():
+            self._ready.unregister(listener.fileno())
+            path = Path(links.path_of(self._launch.address))
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if (status.st_dev, status.st_ino) == self._inode:  # never a successor's socket
+                    path.unlink()
+        listener.close()
+
+
+def _run_posted(work: Callable[[], None]) -> None:
+    work()
