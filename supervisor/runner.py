@@ -284,7 +284,8 @@ class App:
             else logging.INFO
         )
         later = f", next try in {order.next_restart_in:.2f} s" if order.next_restart_in is not None else ""
-        log.log(level, "%s: %s (%s)%s", what, order.to_state or order.event, order.cause, later)
+        did = order.to_state if order.event == "instance.state" else order.event
+        log.log(level, "%s: %s (%s)%s", what, did, order.cause, later)
         if order.exit is not None and order.to_state in ("backoff", "failed"):
             for line in order.exit.stderr_tail[-3:]:
                 log.debug("%s: its stderr ended with: %s", order.instance, line)

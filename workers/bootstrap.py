@@ -6,8 +6,10 @@ does is in the runtimes, and nothing of the supervisor is imported here.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -54,6 +56,7 @@ def main(control_fd: int, stdout_fd: int, stderr_fd: int) -> NoReturn:
 def _isolate(control_fd: int, stdout_fd: int, stderr_fd: int) -> None:
     if type(multiprocessing.current_process()).__name__ == "ForkProcess":
         _forget_parent({control_fd, stdout_fd, stderr_fd})
+    _leave_fork_server()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -81,6 +84,20 @@ def _forget_parent(keep: set[int]) -> None:
         os.closerange(low, descriptor)
         low = max(low, descriptor + 1)
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _leave_fork_server() -> None:
+    """Let go of the supervisor's fork server, which lives for as long as anybody holds its pipe.
+
+    Otherwise it would outlive a killed supervisor until the last worker is gone, and processes that a worker starts
+    by itself would come from it instead of belonging to the worker.
+    """
+    server = multiprocessing.forkserver._forkserver  # noqa: SLF001
+    alive = getattr(server, "_forkserver_alive_fd", None)
+    if alive is not None:
+        with contextlib.suppress(OSError):
+            os.close(alive)
+        server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None  # noqa: SLF001
 
 
 def _live(launch: control.Launch, port: ControlClient) -> control.Ending:

@@ -65,7 +65,8 @@ def end_all(groups: dict[int, tuple[str, float]]) -> None:
     while left:
         for pid, (_started, grace) in list(left.items()):
             over = time.monotonic() - begun >= grace
-            if not signal_group(pid, signal.SIGKILL if over else 0):
+            # After SIGKILL there is nothing to wait for: what still answers are zombies that init has not reaped.
+            if not signal_group(pid, signal.SIGKILL if over else 0) or over:
                 del left[pid]
         time.sleep(PERIOD)
 
