@@ -1,8 +1,11 @@
-"""How long to wait before the next life (SPEC 7.2): tenacity's exponential wait, then jitter inside the cap."""
+"""How long to wait before the next life (SPEC 7.2): tenacity's exponential wait, then jitter inside the cap.
+
+No randomness and no clock here: the caller draws the number and adds the time.
+"""
 
 from __future__ import annotations
 
-from tenacity import RetryCallState, wait_exponential
+from tenacity import RetryCallState, Retrying, wait_exponential
 
 from smartipc.supervisor.core.spec import RestartSpec
 
@@ -15,8 +18,7 @@ def delay(restart: RestartSpec, attempt: int, random: float) -> float:
         attempt: how many failures in a row this is.
         random: drawn in [0, 1) by the caller; 0.5 means no jitter.
     """
-    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-    state.attempt_number = attempt
     wait = wait_exponential(multiplier=restart.delay, exp_base=restart.factor, max=restart.max_delay)
-    base = wait(state)
-    return min(restart.max_delay, base * (1 + restart.jitter * (2 * random - 1)))
+    state = RetryCallState(Retrying(wait=wait), None, (), {})
+    state.attempt_number = attempt
+    return min(restart.max_delay, wait(state) * (1 + restart.jitter * (2 * random - 1)))

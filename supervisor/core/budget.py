@@ -1,4 +1,8 @@
-"""The restart budget: OTP's rule. At most `most` restarts within any `window` seconds, both ends included."""
+"""The restart budget: OTP's rule. At most `most` restarts within any `window` seconds, both ends included.
+
+What counts is decided in core.py: automatic restarts, at the moment they are ordered. A restart that a person
+forestalls was none, so asking (`allows`) and counting (`record`) are two steps.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections import deque
 
 
 class Budget:
-    """A sliding window of restart times.
+    """A sliding window of restart times (`add_restart` of Erlang's supervisor.erl).
 
     Args:
         most: restarts that the window may hold.
@@ -21,18 +25,15 @@ class Budget:
     def __repr__(self) -> str:
         return f"<Budget {len(self._times)} of {self._most} in {self._window:g} s>"
 
-    def spend(self, now: float) -> bool:
-        """Record a restart and return True, or return False if that would be one too many."""
+    def allows(self, at: float) -> bool:
+        """Tell whether a restart at `at`, now or later, would stay within the budget."""
+        return sum(time >= at - self._window for time in self._times) < self._most
+
+    def record(self, now: float) -> int:
+        """Count a restart and return how many the window holds with it."""
         while self._times and self._times[0] < now - self._window:
             self._times.popleft()
-        if len(self._times) >= self._most:
-            return False
         self._times.append(now)
-        return True
-
-    @property
-    def spent(self) -> int:
-        """Restarts recorded within the window, as of the last spend."""
         return len(self._times)
 
     def clear(self) -> None:

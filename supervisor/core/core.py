@@ -5,18 +5,18 @@ signals, sleeps or draws random numbers. The rules are SPEC 7 and 11; OTP's wher
 
 - at most one living generation of a slot; a Spawn is ordered only after the end of the last life was reported;
 - after a shutdown was ordered nothing is spawned any more;
-- planned ends (orders of persons, the shutdown) never count against the budget.
+- planned ends (orders of persons, the shutdown) never count against the budget;
+- every order of a person is answered exactly once.
+
+Single lives are in lifecycle.py; here are orders of persons, the app as a whole, and the one way in and out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal, assert_never
+from collections.abc import Callable
+from typing import Literal, TypeAlias, assert_never
 
 from smartipc.ipc.control import ExitFacts, State
-from smartipc.supervisor.core import backoff, exits, ordering
-from smartipc.supervisor.core.budget import Budget
-from smartipc.supervisor.core.exits import Verdict
 from smartipc.supervisor.core.facts import (
     AppStart,
     Beat,
@@ -28,20 +28,18 @@ from smartipc.supervisor.core.facts import (
     ShutdownOrdered,
     Spawned,
     SpawnFailed,
-    StartOrdered,
     Started,
+    StartOrdered,
     StopOrdered,
 )
-from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Kill, Order, Spawn, Stop
+from smartipc.supervisor.core.lifecycle import Lives
+from smartipc.supervisor.core.orders import Announce, Answer, EndApp, Order
 from smartipc.supervisor.core.slot import InstanceView, Slot
-from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
-from smartipc.supervisor.core.states import LIVING, TRANSITIONS
+from smartipc.supervisor.core.spec import AppSpec
+from smartipc.supervisor.core.states import LIVING
 
-ABORT_GRACE = 1.0
-"""Seconds between SIGABRT, which writes the stacks, and SIGKILL."""
-KILL_AGAIN = 1.0
-"""Seconds after which a SIGKILL that showed no effect is repeated."""
-_SETTLED: frozenset[State] = frozenset({"ready", "exited", "failed", "stopped"})
+_Ordered: TypeAlias = StartOrdered | RestartOrdered | StopOrdered | ResetOrdered
+_AT_REST: frozenset[State] = frozenset({"ready", "exited", "failed", "stopped"})
 
 
 class Core:
@@ -50,21 +48,23 @@ class Core:
     Args:
         spec: the app.
         jitter: returns a number in [0, 1); drawn once per automatic restart.
+
+    Raises:
+        ValueError: the dependencies of the spec go round in a circle.
     """
 
     def __init__(self, spec: AppSpec, *, jitter: Callable[[], float]) -> None:
         self.spec = spec
         self.app_state: Literal["starting", "running", "stopping"] = "starting"
-        self._jitter = jitter
-        self._dependents = ordering.dependents(spec)
-        self._slots = {slot.instance: slot for worker in spec.workers for slot in _slots(worker)}
-        self._orders: list[Order] = []
-        self._open: dict[int, dict[str, str | None]] = {}
+        self._lives = Lives(spec, jitter)
+        self._slots = self._lives.slots
+        self._answers = self._lives.answers
         self._shutdown_orders: list[int] = []
         self._begun = False
         self._ended = False
         self._exit_code = 0
         self._kill_all_at: float | None = None
+        self._due: float | None = None
 
     def __repr__(self) -> str:
         return f"<Core of {self.spec.app}: {self.app_state}, {len(self._slots)} slots>"
@@ -81,35 +81,25 @@ class Core:
         """
         return self._slots[instance].view()
 
-    # facts
+    # facts and time
 
     def handle(self, fact: Fact, now: float) -> list[Order]:
         """Take a fact and return what must be done, in this order."""
         match fact:
             case Beat():
-                slot = self._current(fact.instance, fact.generation)
-                if slot is not None:
-                    slot.last_beat_at = now
+                # The most frequent fact by far. It only postpones, so the known timer stays a lower bound.
+                self._lives.on_beat(fact, now)
                 return []
             case AppStart():
-                self._begun = True
-                self._start(self._slots.values(), now, "the app starts")
+                self._on_app_start(now)
             case Spawned():
-                self._on_spawned(fact, now)
+                self._lives.on_spawned(fact, now)
+            case Started() | BecameReady():
+                self._lives.on_progress(fact, now)
             case SpawnFailed():
-                slot = self._current(fact.instance, fact.generation)
-                if slot is not None:
-                    self._end_of_life(slot, ExitFacts(reason=fact.reason), now)
-            case Started():
-                self._on_started(fact, now)
-            case BecameReady():
-                slot = self._current(fact.instance, fact.generation)
-                if slot is not None and slot.state == "running":
-                    self._make_ready(slot, now, "says it is ready")
+                self._lives.on_end(fact.instance, fact.generation, ExitFacts(reason=fact.reason), now)
             case Exited():
-                slot = self._current(fact.instance, fact.generation)
-                if slot is not None:
-                    self._end_of_life(slot, fact.exit, now)
+                self._lives.on_end(fact.instance, fact.generation, fact.exit, now)
             case StartOrdered() | RestartOrdered() | StopOrdered() | ResetOrdered():
                 self._on_ordered(fact, now)
             case ShutdownOrdered():
@@ -119,364 +109,187 @@ class Core:
         return self._settle(now)
 
     def next_timer(self) -> float | None:
-        """Return when handle_timer is due, in monotonic seconds; None for never."""
-        due = [at for slot in self._slots.values() for at in slot.timers()]
-        if self._kill_all_at is not None:
-            due.append(self._kill_all_at)
-        return min(due, default=None)
+        """Return when handle_timer is due at the earliest, in monotonic seconds; None for never.
+
+        A lower bound: after heartbeats it may find nothing to do, and then knows better.
+        """
+        return self._due
 
     def handle_timer(self, now: float) -> list[Order]:
         """Let time pass."""
         if self._kill_all_at is not None and now >= self._kill_all_at:
             self._kill_all_at = None
-            self._kill_all(now)
-        for slot in self._slots.values():
-            if slot.kill_at is not None and now >= slot.kill_at:
-                slot.kill_at = now + KILL_AGAIN
-                self._orders.append(Kill(slot.instance, slot.generation))
-            if slot.start_by is not None and now >= slot.start_by:
-                self._on_start_timeout(slot, now)
-            hang = slot.hang_at()
-            if hang is not None and now >= hang:
-                self._on_hang(slot, now)
-            if slot.next_restart_at is not None and now >= slot.next_restart_at:
-                slot.restarts += 1
-                self._try_start(slot, now, f"automatic restart {slot.restarts}")
+            self._lives.kill_all(now, "the time for the shutdown is over")
+        self._lives.on_time(now)
         return self._settle(now)
 
-    # starting
-
-    def _start(self, slots: Iterable[Slot], now: float, cause: str) -> None:
-        for slot in slots:
-            if slot.state not in LIVING and slot.state != "waiting":
-                self._try_start(slot, now, cause)
-
-    def _try_start(self, slot: Slot, now: float, cause: str) -> None:
-        """Spawn, or wait for dependencies."""
-        slot.next_restart_at = None
-        unmet = ordering.unmet(slot.spec, self.spec, self._states())
-        if unmet:
-            slot.waiting_for = unmet
-            if slot.state != "waiting":
-                self._move(slot, "waiting", now, f"waits for {', '.join(unmet)}")
+    def _on_app_start(self, now: float) -> None:
+        if self._begun or self.app_state == "stopping":
             return
-        slot.waiting_for = ()
-        slot.generation += 1
-        slot.pid = None
-        slot.failing = ""
-        slot.steady_since = slot.last_beat_at = None
-        slot.watched = False
-        slot.start_by = now + slot.spec.start_timeout
-        self._move(slot, "starting", now, cause)
-        self._orders.append(Spawn(slot.instance, slot.generation))
-
-    def _release_waiting(self, now: float) -> None:
-        if self.app_state == "stopping":
-            return
+        self._begun = True
         for slot in self._slots.values():
-            if slot.state == "waiting":
-                self._try_start(slot, now, "its dependencies are met")
-
-    def _on_spawned(self, fact: Spawned, now: float) -> None:
-        slot = self._current(fact.instance, fact.generation)
-        if slot is None:
-            self._orders.append(Kill(fact.instance, fact.generation))
-            return
-        slot.pid = fact.pid
-        if slot.state == "stopping" and slot.kill_at is not None:
-            slot.kill_at = min(slot.kill_at, now + slot.spec.stop.timeout)
-
-    def _on_started(self, fact: Started, now: float) -> None:
-        slot = self._current(fact.instance, fact.generation)
-        if slot is None or slot.state != "starting":
-            return
-        slot.watched = fact.watched
-        slot.steady_since = now
-        if not slot.spec.says_ready:
-            slot.start_by = None
-        self._move(slot, "running", now, "its code runs")
-        if slot.spec.ready == "started":
-            self._make_ready(slot, now, "ready once started")
-
-    def _make_ready(self, slot: Slot, now: float, cause: str) -> None:
-        slot.start_by = None
-        slot.steady_since = slot.last_beat_at = now
-        self._move(slot, "ready", now, cause)
-
-    # failing
-
-    def _on_start_timeout(self, slot: Slot, now: float) -> None:
-        slot.start_by = None
-        what = "ready" if slot.state == "running" else "running"
-        slot.failing = f"not {what} within {slot.spec.start_timeout:g} s"
-        slot.kill_at = now + KILL_AGAIN
-        self._orders.append(Kill(slot.instance, slot.generation))
-
-    def _on_hang(self, slot: Slot, now: float) -> None:
-        slot.failing = f"no heartbeat for {slot.spec.heartbeat.timeout:g} s"
-        self._orders.append(
-            Announce("instance.hang", slot.instance, slot.generation, slot.pid, slot.state, slot.state, slot.failing)
-        )
-        self._move(slot, "degraded", now, slot.failing)
-        self._orders.append(Abort(slot.instance, slot.generation))
-        slot.kill_at = now + ABORT_GRACE
-
-    def _end_of_life(self, slot: Slot, exit_: ExitFacts, now: float) -> None:
-        planned = slot.state == "stopping"
-        if slot.failing:
-            exit_ = _with_reason(exit_, slot.failing)
-        slot.last_exit = exit_
-        slot.last_exit_generation = slot.generation
-        slot.start_by = slot.kill_at = None
-        slot.watched = False
-        cause = f"{slot.failing}; {exits.describe(exit_)}" if slot.failing else exits.describe(exit_)
-        if planned:
-            self._move(slot, "stopped", now, cause, exit_)
-            if slot.then == "restart" and self.app_state != "stopping":
-                self._try_start(slot, now, "ordered restart")
-            return
-        verdict = Verdict.FAILURE if slot.failing else exits.judge(exit_, slot.spec.restart)
-        if self.app_state == "stopping":
-            self._move(slot, "exited" if verdict is Verdict.SUCCESS else "failed", now, cause, exit_)
-        elif exits.restarts(verdict, slot.spec.restart):
-            self._back_off(slot, cause, exit_, now)
-        elif verdict is Verdict.SUCCESS:
-            slot.attempt = 0
-            self._move(slot, "exited", now, cause, exit_)
-        else:
-            why = "must not be restarted" if verdict is Verdict.PREVENTED else "restart policy never"
-            self._give_up(slot, f"{cause}; {why}", exit_, now)
-
-    def _back_off(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
-        restart = slot.spec.restart
-        if slot.steady_since is not None and now - slot.steady_since >= restart.reset_after:
-            slot.attempt = 0
-        if not slot.budget.spend(now):
-            spent = f"{cause}; restart budget spent: {restart.max_restarts} in {restart.window:g} s"
-            self._give_up(slot, spent, exit_, now)
-            return
-        slot.attempt += 1
-        delay = backoff.delay(restart, slot.attempt, self._jitter())
-        slot.next_restart_at = now + delay
-        self._move(slot, "backoff", now, cause, exit_, delay=delay)
-
-    def _give_up(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
-        self._move(slot, "failed", now, cause, exit_)
-        if slot.spec.on_failed == "shutdown" and self.app_state != "stopping":
-            self._begin_shutdown(f"{slot.instance} failed", 1, now)
+            if slot.state == "stopped":
+                self._lives.try_start(slot, now, "the app starts")
 
     # orders of persons
 
-    def _on_ordered(self, fact: StartOrdered | RestartOrdered | StopOrdered | ResetOrdered, now: float) -> None:
-        slots = [self._slots[name] for name in fact.instances]
-        stopping = self.app_state == "stopping"
-        if fact.order:
-            refused = "the app is stopping" if stopping and not isinstance(fact, StopOrdered) else None
-            self._open[fact.order] = {slot.instance: refused for slot in slots}
-        if stopping and not isinstance(fact, StopOrdered):
-            return
-        for slot in slots:
-            match fact:
-                case StartOrdered():
-                    self._overtake(slot, "overtaken by a start", {fact.order})
-                    self._order_start(slot, now)
-                case RestartOrdered():
-                    self._overtake(slot, "overtaken by a restart", {fact.order})
-                    self._order_restart(slot, now)
-                case StopOrdered():
-                    self._overtake(slot, "overtaken by a stop", {fact.order})
-                    self._order_stop(slot, now, "ordered stop")
-                case ResetOrdered():
-                    slot.budget.clear()
-                    slot.attempt = 0
-                    self._done(slot, "", {fact.order})
-                case _:
-                    assert_never(fact)
-            if fact.order and not isinstance(fact, ResetOrdered):
-                slot.orders.add(fact.order)
+    def _on_ordered(self, fact: _Ordered, now: float) -> None:
+        refused = self.app_state == "stopping" and not isinstance(fact, StopOrdered)
+        names = dict.fromkeys(fact.instances)
+        for name in names:
+            if not refused:
+                self._overtake(fact, name)
+        self._answers.open(fact.order, "down" if isinstance(fact, StopOrdered) else "up", names)
+        for name in names:
+            slot = self._slots.get(name)
+            if slot is None:
+                self._answers.say(fact.order, name, "there is no such instance")
+            elif refused:
+                self._answers.say(fact.order, name, "the app is stopping")
+            elif self._obey(fact, slot, now):
+                self._answers.say(fact.order, name, "")
 
-    def _order_start(self, slot: Slot, now: float) -> None:
-        if slot.state == "stopping":
-            slot.then = "restart"
-            return
-        for name, _condition in slot.spec.depends_on:
-            for instance in self.spec.worker(name).names:
-                needed = self._slots[instance]
-                if needed.state in ("stopped", "failed"):
-                    self._order_start(needed, now)
-        if slot.state not in LIVING and slot.state != "waiting":
-            self._try_start(slot, now, "ordered start")
+    def _overtake(self, fact: _Ordered, instance: str) -> None:
+        """Answer the orders that this one makes void."""
+        match fact:
+            case StartOrdered():
+                self._answers.settle(instance, "down", "overtaken by a start")
+            case RestartOrdered():
+                self._answers.settle(instance, "down", "overtaken by a restart")
+            case StopOrdered():
+                self._answers.settle(instance, "up", "overtaken by a stop")
+            case ResetOrdered():
+                pass
+            case _:
+                assert_never(fact)
 
-    def _order_restart(self, slot: Slot, now: float) -> None:
-        if slot.state in LIVING:
-            self._order_stop(slot, now, "ordered restart")
-            slot.then = "restart"
-        else:
-            self._order_start(slot, now)
+    def _obey(self, fact: _Ordered, slot: Slot, now: float) -> bool:
+        """Set out to do what was ordered; return whether that is all."""
+        match fact:
+            case StartOrdered():
+                self._order_up(slot, now)
+                return self._is_up(slot)
+            case RestartOrdered():
+                if slot.state in LIVING:
+                    self._lives.go_down(slot, now, "ordered restart", then="restart")
+                self._order_up(slot, now)
+                return False
+            case StopOrdered():
+                self._lives.go_down(slot, now, "ordered stop")
+                return slot.state == "stopped"
+            case ResetOrdered():
+                slot.budget.clear()
+                slot.attempt = 0
+                return True
+            case _:
+                assert_never(fact)
 
-    def _order_stop(self, slot: Slot, now: float, cause: str) -> None:
-        slot.then = "stop"
-        slot.next_restart_at = None
-        slot.waiting_for = ()
-        if slot.state == "stopping" or slot.state == "stopped":
-            return
-        if slot.state not in LIVING:
-            self._move(slot, "stopped", now, cause)
-            return
-        slot.start_by = None
-        slot.failing = ""
-        grace = slot.spec.stop.timeout
-        slot.kill_at = now + grace
-        self._move(slot, "stopping", now, cause)
-        self._orders.append(Stop(slot.instance, slot.generation, grace, cause))
+    def _order_up(self, ordered: Slot, now: float) -> None:
+        """Start it, and what it waits for, and what that waits for."""
+        todo, seen = [ordered], {ordered.instance}
+        while todo:
+            slot = todo.pop()
+            if slot.state == "stopping":
+                slot.then = "restart"
+            elif slot.going_down:
+                slot.going_down = slot.going_down if slot.then == "restart" else ""
+            elif slot.state not in LIVING:
+                slot.automatic = False
+                if slot.state != "waiting":
+                    self._lives.try_start(slot, now, "ordered start")
+            if slot.state in LIVING and slot.state != "stopping" and not slot.going_down:
+                continue
+            for name in self._lives.ordering.blocking(slot.spec, self._lives.states()):
+                if name not in seen:
+                    seen.add(name)
+                    self._answers.settle(name, "down", f"overtaken by a start of {ordered.instance}")
+                    todo.append(self._slots[name])
 
-    # the end of the app
+    def _is_up(self, slot: Slot) -> bool:
+        """Tell whether a start has nothing to wait for."""
+        if slot.going_down:
+            return False
+        return slot.state == "ready" or (slot.state == "running" and slot.start_by is None and not slot.failing)
+
+    # the app as a whole
 
     def _on_shutdown(self, fact: ShutdownOrdered, now: float) -> None:
+        if self._ended:
+            if fact.order:
+                self._lives.orders.append(Answer(fact.order, ()))
+            return
         if fact.order:
             self._shutdown_orders.append(fact.order)
-        if self.app_state != "stopping":
-            self._begin_shutdown(fact.cause, fact.code, now)
+        self._begin_shutdown(fact.cause, fact.code, now)
         if fact.fast:
-            self._kill_all(now)
+            self._lives.kill_all(now, "the app stops at once")
 
     def _begin_shutdown(self, cause: str, code: int, now: float) -> None:
+        if self.app_state == "stopping":
+            return
         self.app_state = "stopping"
         self._exit_code = code
         self._kill_all_at = now + self.spec.supervisor.shutdown_timeout
-        self._orders.append(Announce("app.stopping", "", 0, None, None, None, cause))
+        self._lives.orders.append(Announce("app.stopping", "", 0, None, None, None, cause))
         for slot in self._slots.values():
-            slot.then = "stop"
-            if slot.state in ("waiting", "backoff"):
-                self._order_stop(slot, now, "the app stops")
+            self._answers.settle(slot.instance, "up", "the app is stopping")
+            if slot.state in LIVING or slot.state in ("waiting", "backoff"):
+                self._lives.go_down(slot, now, "the app stops")
 
-    def _advance_shutdown(self, now: float) -> None:
-        """Stop every worker whose dependents are all down; dependencies go last."""
-        living = {slot.spec.name for slot in self._slots.values() if slot.state in LIVING}
-        for slot in self._slots.values():
-            if slot.state in LIVING and not living.intersection(self._dependents[slot.spec.name]):
-                self._order_stop(slot, now, "the app stops")
-        if not living and not self._ended:
-            self._ended = True
-            self._kill_all_at = None
-            for order in self._shutdown_orders:
-                self._orders.append(Answer(order, ()))
-            self._orders.append(EndApp(self._exit_code))
-
-    def _kill_all(self, now: float) -> None:
-        for slot in self._slots.values():
-            if slot.state in LIVING:
-                self._order_stop(slot, now, "the app stops at once")
-                slot.kill_at = now + KILL_AGAIN
-                self._orders.append(Kill(slot.instance, slot.generation))
+    def _notice_end(self) -> None:
+        if self._ended or self._lives.any_living:
+            return
+        self._ended = True
+        self._kill_all_at = None
+        self._lives.orders += [Answer(order, ()) for order in self._shutdown_orders]
+        self._lives.orders.append(EndApp(self._exit_code))
 
     # after every step
 
     def _settle(self, now: float) -> list[Order]:
         """Let the consequences of a step unfold, and hand out the orders."""
-        if self.app_state == "stopping":
-            self._advance_shutdown(now)
-        else:
-            self._release_waiting(now)
-            self._notice_started()
+        if self._lives.fatal is not None:
+            self._begin_shutdown(f"{self._lives.fatal} failed", 1, now)
+        if self.app_state != "stopping":
+            self._lives.release_waiting(now)
+            self._notice_stuck()
             self._notice_idle(now)
-        self._answer()
-        orders, self._orders = self._orders, []
+        self._lives.tell_those_going_down(now, self._kill_all_at)
+        self._lives.orders += self._answers.collect()
+        if self.app_state == "stopping":
+            self._notice_end()
+        due = [at for slot in self._slots.values() for at in slot.timers()]
+        if self._kill_all_at is not None:
+            due.append(self._kill_all_at)
+        self._due = min(due, default=None)
+        orders, self._lives.orders = self._lives.orders, []
         return orders
 
-    def _notice_started(self) -> None:
-        if self.app_state == "starting" and self._begun and all(map(_is_settled, self._slots.values())):
+    def _notice_stuck(self) -> None:
+        """Answer starts that wait in vain, and say once that the app has started."""
+        starting = self.app_state == "starting" and self._begun
+        if not starting and not self._answers.waits("up"):
+            return
+        stuck = self._lives.ordering.stuck(self._lives.states())
+        for name, reason in stuck.items():
+            for instance in self.spec.worker(name).names:
+                if self._slots[instance].state == "waiting":
+                    self._answers.settle(instance, "up", f"it waits, but {reason}")
+        if starting and all(self._is_settled(slot, stuck) for slot in self._slots.values()):
             self.app_state = "running"
-            self._orders.append(Announce("app.started", "", 0, None, None, None, "every worker is settled"))
+            self._lives.orders.append(Announce("app.started", "", 0, None, None, None, "every worker is settled"))
+
+    @staticmethod
+    def _is_settled(slot: Slot, stuck: dict[str, str]) -> bool:
+        if slot.state == "waiting":
+            return slot.spec.name in stuck
+        return slot.state in _AT_REST or (slot.state == "running" and not slot.spec.says_ready)
 
     def _notice_idle(self, now: float) -> None:
         if self.spec.supervisor.on_idle != "exit" or not self._begun:
             return
-        states = set(self._states().values())
-        if states <= {"exited", "failed", "waiting"}:
-            code = 0 if states == {"exited"} else 1
-            self._begin_shutdown("every worker has completed" if code == 0 else "nothing is left to run", code, now)
-            self._advance_shutdown(now)
-
-    def _move(
-        self,
-        slot: Slot,
-        to: State,
-        now: float,
-        cause: str,
-        exit_: ExitFacts | None = None,
-        *,
-        delay: float | None = None,
-    ) -> None:
-        assert to in TRANSITIONS[slot.state], (slot.instance, slot.state, to)
-        before, slot.state, slot.since = slot.state, to, now
-        self._orders.append(
-            Announce(
-                "instance.state",
-                slot.instance,
-                slot.generation,
-                slot.pid,
-                before,
-                to,
-                cause,
-                exit_,
-                slot.attempt,
-                delay,
-            )
-        )
-        match to:
-            case "ready" | "exited":
-                self._done(slot, "")
-            case "failed":
-                self._done(slot, cause)
-            case "stopped" if slot.then == "stop":
-                self._done(slot, "")
-
-    def _done(self, slot: Slot, result: str, orders: set[int] | None = None) -> None:
-        for order in list(slot.orders) if orders is None else orders:
-            if order in self._open:
-                self._open[order][slot.instance] = result
-            slot.orders.discard(order)
-
-    def _overtake(self, slot: Slot, why: str, but: set[int]) -> None:
-        self._done(slot, why, slot.orders - but)
-
-    def _answer(self) -> None:
-        for order, results in list(self._open.items()):
-            for name, result in results.items():
-                slot = self._slots[name]
-                if result is None and (order not in slot.orders or self._is_done(slot)):
-                    results[name] = ""
-                    slot.orders.discard(order)
-            if all(result is not None for result in results.values()):
-                del self._open[order]
-                self._orders.append(Answer(order, tuple((name, result or "") for name, result in results.items())))
-
-    def _is_done(self, slot: Slot) -> bool:
-        """Tell whether an order that found the slot as it should be has nothing to wait for."""
-        return slot.state in ("ready", "exited") or (slot.state == "stopped" and slot.then == "stop")
-
-    def _current(self, instance: str, generation: int) -> Slot | None:
-        slot = self._slots.get(instance)
-        if slot is None or slot.generation != generation or slot.state not in LIVING:
-            return None
-        return slot
-
-    def _states(self) -> dict[str, State]:
-        return {name: slot.state for name, slot in self._slots.items()}
-
-
-def _is_settled(slot: Slot) -> bool:
-    return slot.state in _SETTLED or (slot.state == "running" and not slot.spec.says_ready)
-
-
-def _slots(worker: WorkerSpec) -> list[Slot]:
-    restart = worker.restart
-    return [
-        Slot(worker, number, name, Budget(restart.max_restarts, restart.window))
-        for number, name in enumerate(worker.names)
-    ]
-
-
-def _with_reason(exit_: ExitFacts, reason: str) -> ExitFacts:
-    return ExitFacts(exit_.code, exit_.signal, exit_.core_dumped, exit_.oom, reason, exit_.uptime, exit_.stderr_tail)
+        states = {slot.state for slot in self._slots.values()}
+        if states <= {"exited"}:
+            self._begin_shutdown("every worker has completed", 0, now)
+        elif states <= {"exited", "failed", "waiting"}:
+            self._begin_shutdown("nothing is left to run, and not all has completed", 1, now)

@@ -1,59 +1,91 @@
-"""The order that `depends_on` imposes: who waits for whom, cycles, dependents. Pure arithmetic on the spec."""
+"""The order that `depends_on` imposes: who waits for whom, who waits in vain, who goes down first, cycles.
+
+Pure arithmetic on the spec and the states of the instances; nothing here starts or stops anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 
-from smartipc.ipc.control import State
+from smartipc.ipc.control import COMING, State
 from smartipc.supervisor.core.spec import AppSpec, Condition, WorkerSpec
 
 _SATISFIED: dict[Condition, frozenset[State]] = {
-    "started": frozenset({"running", "ready", "degraded"}),
+    # What has ended as it should has been started; who needs it alive says "ready".
+    "started": frozenset({"running", "ready", "degraded", "exited"}),
     "ready": frozenset({"ready"}),
     "completed": frozenset({"exited", "failed"}),
     "succeeded": frozenset({"exited"}),
 }
 
 
-def unmet(worker: WorkerSpec, spec: AppSpec, states: Mapping[str, State]) -> tuple[str, ...]:
-    """Return the dependencies that still hold `worker` back, as "catalog: ready"; a pool satisfies when all do."""
-    return tuple(
-        f"{name}: {condition}"
-        for name, condition in worker.depends_on
-        if not all(states[instance] in _SATISFIED[condition] for instance in spec.worker(name).names)
-    )
+class Ordering:
+    """The dependencies of one app.
 
+    Args:
+        spec: the app; every name in `depends_on` exists.
 
-def dependents(spec: AppSpec) -> dict[str, tuple[str, ...]]:
-    """Return for each worker those that depend on it directly."""
-    found: dict[str, list[str]] = {worker.name: [] for worker in spec.workers}
-    for worker in spec.workers:
-        for name, _ in worker.depends_on:
-            found[name].append(worker.name)
-    return {name: tuple(names) for name, names in found.items()}
+    Raises:
+        ValueError: the dependencies go round in a circle (the configuration refuses that with a better sentence).
+    """
 
-
-def find_cycle(edges: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the names along a cycle, the first repeated at the end, or None. `edges` maps a name to what it needs."""
-    done: set[str] = set()
-    path: list[str] = []
-
-    def visit(name: str) -> tuple[str, ...] | None:
-        if name in path:
-            return (*path[path.index(name) :], name)
-        if name in done:
-            return None
-        path.append(name)
-        for need in edges.get(name, ()):
-            cycle = visit(need)
-            if cycle is not None:
-                return cycle
-        path.pop()
-        done.add(name)
-        return None
-
-    for root in edges:
-        cycle = visit(root)
+    def __init__(self, spec: AppSpec) -> None:
+        self._workers = {worker.name: worker for worker in spec.workers}
+        needs = {worker.name: tuple(name for name, _ in worker.depends_on) for worker in spec.workers}
+        cycle = find_cycle(needs)
         if cycle is not None:
-            return cycle
+            raise ValueError(f"dependencies go round in a circle: {' -> '.join(cycle)}")
+        self._order = tuple(TopologicalSorter(needs).static_order())
+        self._dependents: dict[str, set[str]] = {name: set() for name in self._order}
+        for name in reversed(self._order):
+            for need in needs[name]:
+                self._dependents[need] |= {name} | self._dependents[name]
+
+    def __repr__(self) -> str:
+        return f"<Ordering {' < '.join(self._order)}>"
+
+    def dependents(self, name: str) -> frozenset[str]:
+        """Return the workers that depend on this one, directly or through others: those that go down before it."""
+        return frozenset(self._dependents[name])
+
+    def unmet(self, worker: WorkerSpec, states: Mapping[str, State]) -> tuple[tuple[str, Condition], ...]:
+        """Return the dependencies that still hold `worker` back; a pool satisfies when all its instances do."""
+        return tuple(dict.fromkeys((name, condition) for name, condition, _ in self._open(worker, states)))
+
+    def blocking(self, worker: WorkerSpec, states: Mapping[str, State]) -> tuple[str, ...]:
+        """Return the instances that hold `worker` back."""
+        return tuple(dict.fromkeys(instance for _, _, instance in self._open(worker, states)))
+
+    def stuck(self, states: Mapping[str, State]) -> dict[str, str]:
+        """Return the workers that wait for what will not come by itself, with the reason ("catalog:0 is failed")."""
+        found: dict[str, str] = {}
+        for name in self._order:
+            worker = self._workers[name]
+            if not any(states[instance] == "waiting" for instance in worker.names):
+                continue
+            for need, _, instance in self._open(worker, states):
+                if states[instance] not in COMING:
+                    found[name] = f"{instance} is {states[instance]}"
+                elif states[instance] == "waiting" and need in found:
+                    found[name] = found[need]
+        return found
+
+    def _open(self, worker: WorkerSpec, states: Mapping[str, State]) -> Iterator[tuple[str, Condition, str]]:
+        for name, condition in worker.depends_on:
+            for instance in self._workers[name].names:
+                if states[instance] not in _SATISFIED[condition]:
+                    yield name, condition, instance
+
+
+def find_cycle(needs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the names along a cycle, each needing the next, the first repeated at the end; None if there is none.
+
+    Args:
+        needs: for each name what it depends on; names that are only needed may be missing as keys.
+    """
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        return tuple(reversed(error.args[1]))
     return None

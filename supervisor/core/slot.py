@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from smartipc.ipc.control import ExitFacts, State
 from smartipc.supervisor.core.budget import Budget
 from smartipc.supervisor.core.spec import WorkerSpec
-from smartipc.supervisor.core.states import LIVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +22,14 @@ class InstanceView:
     pid: int | None
     since: float
     restarts: int
+    """Automatic ones only; nothing sets it back."""
     last_exit: ExitFacts | None
     last_exit_generation: int
     next_restart_at: float | None
     waiting_for: tuple[str, ...]
+    """Names of the workers whose condition is not met yet."""
     attempt: int
+    """Failures in a row; the n of the backoff."""
     last_beat_at: float | None
 
 
@@ -35,63 +37,81 @@ class InstanceView:
 class Slot:
     """The core's memory of one slot over all its lives."""
 
+    # over all lives
     spec: WorkerSpec
     number: int
     instance: str
     budget: Budget
     state: State = "stopped"
     generation: int = 0
-    pid: int | None = None
     since: float = 0.0
     restarts: int = 0
     attempt: int = 0
-    """Failures in a row; the n of the backoff."""
     last_exit: ExitFacts | None = None
     last_exit_generation: int = 0
+
+    # between two lives
     waiting_for: tuple[str, ...] = ()
-    then: Literal["stop", "restart"] = "stop"
-    """What follows a planned end."""
-    failing: str = ""
-    """Why this life is being killed though nobody ordered it: a start timeout or a hang."""
-    steady_since: float | None = None
-    """Since when it is ready (or running, if it never says ready)."""
-    watched: bool = False
-    last_beat_at: float | None = None
     next_restart_at: float | None = None
+    automatic: bool = False
+    """The coming spawn is nobody's order and counts against the budget."""
+
+    # of the current life
+    pid: int | None = None
     start_by: float | None = None
     kill_at: float | None = None
-    orders: set[int] = field(default_factory=set)
-    """Orders of persons that wait for this slot."""
+    killed: bool = False
+    """A Kill was ordered; it is repeated until the end is reported."""
+    failing: str = ""
+    """Why this life is being killed though nobody ordered it: a start timeout or a hang."""
+    going_down: str = ""
+    """Why it is to be told to stop as soon as its dependents are down."""
+    then: Literal["stop", "restart"] = "stop"
+    """What follows a planned end."""
+    steady_since: float | None = None
+    """Since when it is ready (or running, if it need not say ready)."""
+    watched: bool = False
+    watch_from: float = 0.0
+    doubted: bool = False
+    """Its silence was noticed too late to be believed; the next time it is."""
+    last_beat_at: float | None = None
+
+    def begin_life(self, now: float) -> None:
+        """Forget the last life."""
+        self.generation += 1
+        self.pid = self.kill_at = self.steady_since = self.last_beat_at = None
+        self.start_by = now + self.spec.start_timeout
+        self.failing = self.going_down = ""
+        self.killed = self.watched = self.doubted = self.automatic = False
+        self.then = "stop"
 
     def view(self) -> InstanceView:
         """Return the frozen view."""
         return InstanceView(
-            self.instance,
-            self.spec.name,
-            self.number,
-            self.generation,
-            self.state,
-            self.pid if self.state in LIVING else None,
-            self.since,
-            self.restarts,
-            self.last_exit,
-            self.last_exit_generation,
-            self.next_restart_at,
-            self.waiting_for,
-            self.attempt,
-            self.last_beat_at,
+            instance=self.instance,
+            worker=self.spec.name,
+            slot=self.number,
+            generation=self.generation,
+            state=self.state,
+            pid=self.pid,
+            since=self.since,
+            restarts=self.restarts,
+            last_exit=self.last_exit,
+            last_exit_generation=self.last_exit_generation,
+            next_restart_at=self.next_restart_at,
+            waiting_for=self.waiting_for,
+            attempt=self.attempt,
+            last_beat_at=self.last_beat_at,
         )
 
     def timers(self) -> list[float]:
         """Return every moment at which something is due."""
-        due = [at for at in (self.next_restart_at, self.start_by, self.kill_at) if at is not None]
-        hang = self.hang_at()
-        if hang is not None:
-            due.append(hang)
-        return due
+        due = (self.next_restart_at, self.start_by, self.kill_at, self.hang_at())
+        return [at for at in due if at is not None]
 
     def hang_at(self) -> float | None:
         """Return when its silence counts as a hang; None while nobody watches."""
-        if self.state != "ready" or not self.watched or self.last_beat_at is None:
+        if self.state != "ready" or not self.watched:
             return None
-        return self.last_beat_at + self.spec.heartbeat.timeout
+        heard = self.watch_from if self.last_beat_at is None else max(self.watch_from, self.last_beat_at)
+        return heard + self.spec.heartbeat.timeout

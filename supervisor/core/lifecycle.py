@@ -1,0 +1,342 @@
+"""The lives of all slots: spawning, progress, failing, ending, backing off, going down. Pure, like all of the core.
+
+Only what happens to single lives is here. What persons order, and what becomes of the app as a whole, is in core.py,
+which owns the one instance of `Lives` and is all that the outside sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from smartipc.ipc.control import ExitFacts, State
+from smartipc.supervisor.core import backoff, exits
+from smartipc.supervisor.core.answers import Answers
+from smartipc.supervisor.core.budget import Budget
+from smartipc.supervisor.core.exits import Verdict
+from smartipc.supervisor.core.facts import Beat, BecameReady, Spawned, Started
+from smartipc.supervisor.core.ordering import Ordering
+from smartipc.supervisor.core.orders import Abort, Announce, Kill, Order, Spawn, Stop
+from smartipc.supervisor.core.slot import Slot
+from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
+from smartipc.supervisor.core.states import LIVING, Step, follow
+
+ABORT_GRACE = 1.0
+"""Seconds between SIGABRT, which writes the stacks, and SIGKILL."""
+KILL_AGAIN = 1.0
+"""Seconds after which a SIGKILL that showed no effect is repeated."""
+
+
+class Lives:
+    """The slots of one app, and the orders that their lives give rise to.
+
+    Args:
+        spec: the app.
+        jitter: returns a number in [0, 1).
+
+    Raises:
+        ValueError: the dependencies of the spec go round in a circle.
+    """
+
+    def __init__(self, spec: AppSpec, jitter: Callable[[], float]) -> None:
+        self.slots = {slot.instance: slot for worker in spec.workers for slot in _slots(worker)}
+        self.ordering = Ordering(spec)
+        self.answers = Answers()
+        self.orders: list[Order] = []
+        """What is to be done, in sequence, until core.py hands it out."""
+        self.fatal: str | None = None
+        """The first instance that failed for good and takes the app with it."""
+        self._jitter = jitter
+
+    def __repr__(self) -> str:
+        return f"<Lives {', '.join(f'{slot.instance} {slot.state}' for slot in self.slots.values())}>"
+
+    @property
+    def any_living(self) -> bool:
+        """Whether any process is, or may be, there."""
+        return any(slot.state in LIVING for slot in self.slots.values())
+
+    def states(self) -> dict[str, State]:
+        """Return the states as dependents see them: what is about to go down satisfies nobody any more."""
+        return {name: "stopping" if slot.going_down else slot.state for name, slot in self.slots.items()}
+
+    def on_time(self, now: float) -> None:
+        """Do what is due."""
+        for slot in self.slots.values():
+            if slot.kill_at is not None and now >= slot.kill_at:
+                self._kill(slot, now)
+            if slot.start_by is not None and now >= slot.start_by:
+                self._on_start_timeout(slot, now)
+            hang_at = slot.hang_at()
+            if hang_at is not None and now >= hang_at:
+                self._on_silence(slot, now, late=now - hang_at)
+            if slot.next_restart_at is not None and now >= slot.next_restart_at:
+                self.try_start(slot, now, "")
+
+    def try_start(self, slot: Slot, now: float, cause: str) -> None:
+        """Spawn, or wait for dependencies."""
+        slot.next_restart_at = None
+        unmet = self.ordering.unmet(slot.spec, self.states())
+        slot.waiting_for = tuple(dict.fromkeys(name for name, _ in unmet))
+        if unmet:
+            self._move(slot, "wait", now, f"waits for {_listed(unmet)}")
+        else:
+            self._spawn(slot, now, cause)
+
+    def _spawn(self, slot: Slot, now: float, cause: str) -> None:
+        if slot.automatic:
+            restart = slot.spec.restart
+            slot.restarts += 1
+            count = f"restart {slot.budget.record(now)} of {restart.max_restarts} in {restart.window:g} s"
+            cause = f"{cause}; {count}" if cause else count
+        slot.begin_life(now)
+        self._move(slot, "spawn", now, cause)
+        self.orders.append(Spawn(slot.instance, slot.generation))
+
+    def release_waiting(self, now: float) -> None:
+        """Spawn what has waited and need not wait any more."""
+        waiting = [slot for slot in self.slots.values() if slot.state == "waiting"]
+        if not waiting:
+            return
+        states = self.states()
+        for slot in waiting:
+            unmet = self.ordering.unmet(slot.spec, states)
+            slot.waiting_for = tuple(dict.fromkeys(name for name, _ in unmet))
+            if not unmet:
+                self._spawn(slot, now, f"dependency {_listed(slot.spec.depends_on)}")
+
+    def on_spawned(self, fact: Spawned, now: float) -> None:
+        """Take note of the process, or have it killed if nobody wants it any more."""
+        slot = self._current(fact.instance, fact.generation)
+        if slot is None:
+            self.orders.append(Kill(fact.instance, fact.generation))
+            return
+        slot.pid = fact.pid
+        # What was ordered before there was a process may have reached nobody.
+        if slot.killed:
+            self._kill(slot, now)
+        elif slot.state == "stopping":
+            self._order_stop(slot, now, "ordered before it was spawned")
+
+    def on_progress(self, fact: Started | BecameReady, now: float) -> None:
+        """Take note that a life has got further."""
+        slot = self._current(fact.instance, fact.generation)
+        if slot is None or slot.failing:
+            return
+        match fact:
+            case Started() if slot.state == "starting":
+                slot.watched = fact.watched
+                if not slot.spec.says_ready:
+                    slot.steady_since = now
+                self._move(slot, "run", now, "its code runs")
+                if slot.spec.ready == "started":
+                    self._make_ready(slot, now, "ready once its code runs")
+            case BecameReady() if slot.state == "running":
+                self._make_ready(slot, now, "says it is ready")
+            case _:
+                pass  # said twice, or while it is being stopped
+
+    def _make_ready(self, slot: Slot, now: float, cause: str) -> None:
+        slot.start_by = None
+        slot.steady_since = slot.watch_from = now
+        self._move(slot, "ready", now, cause)
+        if not slot.going_down:
+            self.answers.settle(slot.instance, "up", "")
+
+    def on_beat(self, fact: Beat, now: float) -> None:
+        """Take note of a heartbeat."""
+        slot = self._current(fact.instance, fact.generation)
+        if slot is not None:
+            slot.last_beat_at = now
+            slot.doubted = False
+
+    def _on_start_timeout(self, slot: Slot, now: float) -> None:
+        slot.start_by = None
+        if slot.state == "running" and not slot.spec.says_ready:
+            # Many a target never says that it is ready: it runs, and who waits for it need not wait longer.
+            if not slot.going_down:
+                self.answers.settle(slot.instance, "up", "")
+            return
+        what = "ready" if slot.state == "running" else "running"
+        slot.failing = f"start timeout: not {what} within {slot.spec.start_timeout:g} s"
+        self._kill(slot, now)
+
+    def _on_silence(self, slot: Slot, now: float, *, late: float) -> None:
+        heartbeat = slot.spec.heartbeat
+        if late > heartbeat.interval and not slot.doubted:
+            # The timer came late, so it was the supervisor that slept or was busy, and beats may lie unread: a busy
+            # supervisor never kills a healthy worker. One more interval, once.
+            slot.doubted = True
+            slot.watch_from = now + heartbeat.interval - heartbeat.timeout
+            return
+        slot.failing = f"hang: no heartbeat for {heartbeat.timeout:g} s"
+        state, generation = slot.state, slot.generation
+        self.orders.append(Announce("instance.hang", slot.instance, generation, slot.pid, state, state, slot.failing))
+        self._move(slot, "hang", now, slot.failing)
+        self.orders.append(Abort(slot.instance, slot.generation))
+        slot.kill_at = now + ABORT_GRACE
+
+    def _kill(self, slot: Slot, now: float) -> None:
+        slot.killed = True
+        slot.kill_at = now + KILL_AGAIN
+        self.orders.append(Kill(slot.instance, slot.generation))
+
+    def on_end(self, instance: str, generation: int, exit_: ExitFacts, now: float) -> None:
+        """Judge the end of a life, or of the attempt to begin one."""
+        slot = self._current(instance, generation)
+        if slot is None:
+            return
+        cause = exits.describe(exit_)
+        if slot.failing:
+            cause = f"{slot.failing}; {cause}"
+            exit_ = msgspec.structs.replace(exit_, reason=slot.failing)
+        slot.last_exit, slot.last_exit_generation = exit_, generation
+        slot.start_by = slot.kill_at = None
+        if slot.going_down:
+            self._move(slot, "stop", now, f"{slot.going_down}; it ended before it was told")
+            slot.going_down = ""
+        if slot.state == "stopping":
+            self._on_planned_end(slot, cause, exit_, now)
+        else:
+            self._on_unplanned_end(slot, cause, exit_, now)
+            slot.pid = None
+
+    def _on_planned_end(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
+        self._move(slot, "end", now, cause, exit_)
+        slot.pid = None
+        if slot.then == "restart":
+            self.try_start(slot, now, "ordered restart")
+        else:
+            self.answers.settle(slot.instance, "down", "")
+
+    def _on_unplanned_end(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
+        restart = slot.spec.restart
+        verdict = Verdict.FAILURE if slot.failing else exits.judge(exit_, restart)
+        if exits.restarts(verdict, restart):
+            self._back_off(slot, cause, exit_, now)
+        elif verdict is Verdict.SUCCESS:
+            slot.attempt = 0
+            self._move(slot, "complete", now, cause, exit_)
+            self.answers.settle(slot.instance, "up", "")
+        else:
+            why = "this exit code must not be repeated" if verdict is Verdict.PREVENTED else "restart policy never"
+            self._give_up(slot, f"{cause}; {why}", exit_, now)
+
+    def _back_off(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
+        restart = slot.spec.restart
+        if slot.steady_since is not None and now - slot.steady_since >= restart.reset_after:
+            slot.attempt = 0
+        delay = backoff.delay(restart, slot.attempt + 1, self._jitter())
+        if not slot.budget.allows(now + delay):
+            spent = f"restart budget spent: {restart.max_restarts} in {restart.window:g} s"
+            self._give_up(slot, f"{cause}; {spent}", exit_, now)
+            return
+        slot.attempt += 1
+        slot.automatic = True
+        slot.next_restart_at = now + delay
+        self._move(slot, "retry", now, cause, exit_, delay=delay)
+
+    def _give_up(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
+        self._move(slot, "give up", now, cause, exit_)
+        self.answers.settle(slot.instance, "up", cause)
+        if slot.spec.on_failed == "shutdown" and self.fatal is None:
+            self.fatal = slot.instance
+
+    def go_down(self, slot: Slot, now: float, cause: str, *, then: Literal["stop", "restart"] = "stop") -> None:
+        """Have it stopped: at once if nothing lives, else once its dependents that also go down are down."""
+        slot.then = then
+        slot.automatic = False
+        slot.next_restart_at = None
+        slot.waiting_for = ()
+        if slot.state in LIVING:
+            if slot.state != "stopping":
+                slot.going_down = cause
+        elif slot.state != "stopped":
+            self._move(slot, "stop", now, cause)
+
+    def tell_those_going_down(self, now: float, latest: float | None) -> None:
+        """Tell those to stop whose dependents, as far as they go down too, are down.
+
+        Args:
+            now: monotonic seconds.
+            latest: when they are killed at the latest, whatever their grace.
+        """
+        wanted = [slot for slot in self.slots.values() if slot.going_down]
+        if not wanted:
+            return
+        busy = {s.spec.name for s in self.slots.values() if s.going_down or s.state == "stopping"}
+        for slot in wanted:
+            if busy.isdisjoint(self.ordering.dependents(slot.spec.name)):
+                cause, slot.going_down = slot.going_down, ""
+                slot.start_by = None
+                by = now + slot.spec.stop.timeout
+                # A kill that is already on its way (a hang) is not put off by being told to stop.
+                slot.kill_at = by if slot.kill_at is None else min(by, slot.kill_at)
+                if latest is not None:
+                    slot.kill_at = min(slot.kill_at, latest)
+                slot.failing = ""
+                self._move(slot, "stop", now, cause)
+                self._order_stop(slot, now, cause)
+
+    def _order_stop(self, slot: Slot, now: float, cause: str) -> None:
+        assert slot.kill_at is not None, "whatever is stopping is killed in the end"
+        self.orders.append(Stop(slot.instance, slot.generation, max(0.0, slot.kill_at - now), cause))
+
+    def kill_all(self, now: float, cause: str) -> None:
+        """Kill whatever lives; its end is planned."""
+        for slot in self.slots.values():
+            if slot.state in LIVING:
+                if slot.state != "stopping":
+                    slot.going_down = slot.failing = ""
+                    slot.start_by = None
+                    self._move(slot, "stop", now, cause)
+                self._kill(slot, now)
+
+    def _move(
+        self,
+        slot: Slot,
+        step: Step,
+        now: float,
+        cause: str,
+        exit_: ExitFacts | None = None,
+        *,
+        delay: float | None = None,
+    ) -> None:
+        """Take a step of the table and announce it."""
+        before = slot.state
+        slot.state, slot.since = follow(before, step), now
+        self.orders.append(
+            Announce(
+                event="instance.state",
+                instance=slot.instance,
+                generation=slot.generation,
+                pid=slot.pid,
+                from_state=before,
+                to_state=slot.state,
+                cause=cause,
+                exit=exit_,
+                attempt=slot.attempt,
+                next_restart_in=delay,
+            )
+        )
+
+    def _current(self, instance: str, generation: int) -> Slot | None:
+        """Return the slot if that generation is its living one; facts of others come too late."""
+        slot = self.slots.get(instance)
+        if slot is None or slot.generation != generation or slot.state not in LIVING:
+            return None
+        return slot
+
+
+def _slots(worker: WorkerSpec) -> list[Slot]:
+    restart = worker.restart
+    return [
+        Slot(worker, number, name, Budget(restart.max_restarts, restart.window))
+        for number, name in enumerate(worker.names)
+    ]
+
+
+def _listed(conditions: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(f"{name} {condition}" for name, condition in conditions)
