@@ -139,13 +139,13 @@ class ControlServer(QuietHost):
         return app_status(self._app)
 
     async def _start(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, lambda who, order: StartOrdered(who, order))
+        return await self._order(names, StartOrdered)
 
     async def _stop(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, lambda who, order: StopOrdered(who, order))
+        return await self._order(names, StopOrdered)
 
     async def _restart(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, lambda who, order: RestartOrdered(who, order))
+        return await self._order(names, RestartOrdered)
 
     async def _shutdown(self, _link: Link, names: control.Names) -> control.OrderOutcome:
         return await self._order(names, lambda _who, order: ShutdownOrdered("ordered shutdown", order=order), who=())

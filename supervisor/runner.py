@@ -75,10 +75,11 @@ def run_app(spec: AppSpec) -> int:
     """
     handler = logs.configure(spec.supervisor.log)
     try:
-        with RuntimeDirectory(spec.app, spec.supervisor.runtime_dir) as directory:
-            # Not the installed default policy: see the top of this file.
-            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-                return runner.run(App(spec, directory).run())
+        with (
+            RuntimeDirectory(spec.app, spec.supervisor.runtime_dir) as directory,
+            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,  # see the top of this file
+        ):
+            return runner.run(App(spec, directory).run())
     finally:
         logging.getLogger("smartipc").removeHandler(handler)
         handler.close()

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import their kit by its bare name
 
-from kit import App, marked, wait_for  # noqa: E402
+from kit import App, marked, wait_for
 
 
 @pytest.fixture

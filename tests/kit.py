@@ -109,7 +109,7 @@ class App:
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Return the workers of the status by instance, or nothing while there is no answer. Quicker than the command."""
+        """Return the workers of the status by instance, or nothing; quicker than the command."""
         sockets = list((self.folder / "r").rglob("control.sock"))
         try:
             sock = UnixSocketTransport(str(sockets[0])).dial()

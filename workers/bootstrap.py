@@ -92,7 +92,7 @@ def _leave_fork_server() -> None:
     Otherwise it would outlive a killed supervisor until the last worker is gone, and processes that a worker starts
     by itself would come from it instead of belonging to the worker.
     """
-    server = multiprocessing.forkserver._forkserver  # noqa: SLF001
+    server: Any = multiprocessing.forkserver._forkserver  # noqa: SLF001
     alive = getattr(server, "_forkserver_alive_fd", None)
     if alive is not None:
         with contextlib.suppress(OSError):

@@ -75,7 +75,7 @@ class ControlClient:
         """
         request = codec.encode(control.LaunchRequest(pid=os.getpid()))
         reply = self._link.call(control.launch.name, request, timeout=control.launch.timeout)
-        launch = codec.decode(reply, control.Launch, method=control.launch.name)
+        launch: control.Launch = codec.decode(reply, control.Launch, method=control.launch.name)
         self._grace = launch.grace
         return launch
 

@@ -74,7 +74,7 @@ class QuietHost:
         """Ignore it."""
 
 
-class RemoteFault(SmartIpcError):
+class RemoteFault(SmartIpcError):  # noqa: N818 - it carries a Fault
     """The peer answered with an error; the caller, who knows the contract, turns `fault` into the real exception."""
 
     def __init__(self, fault: Fault) -> None:

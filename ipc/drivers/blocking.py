@@ -414,7 +414,7 @@ class Link:
             self._receive_timeout = longest
         return self._sock.recv(READ_SIZE)
 
-    def _deliver(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
+    def _deliver(self, event: Event) -> None:
         match event:
             case ReplyReceived():
                 if event.id in self._results:

@@ -124,10 +124,10 @@ class Outbox:
         """Let the next of the first ACTIVE ones have a turn, unless that would break the order of a key."""
         first = self._bulk.popleft()
         place = 0
-        for place, other in enumerate(self._bulk, start=1):
-            if place >= ACTIVE or (first.key is not None and other.key == first.key):
-                place -= 1
+        for other in self._bulk:
+            if place + 1 >= ACTIVE or (first.key is not None and other.key == first.key):
                 break
+            place += 1
         self._bulk.insert(place, first)
 
     def clear(self) -> None:

@@ -9,9 +9,9 @@ def matches(pattern: str, topic: str) -> bool:
         return True
     wanted = pattern.split(".")
     given = topic.split(".")
-    for index, token in enumerate(wanted):
-        if token == ">":
+    for index, part in enumerate(wanted):
+        if part == ">":
             return len(given) > index
-        if index >= len(given) or token not in ("*", given[index]):
+        if index >= len(given) or part not in ("*", given[index]):
             return False
     return len(wanted) == len(given)

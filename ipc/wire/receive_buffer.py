@@ -31,7 +31,7 @@ class ReceiveBuffer:
             self.data = bytearray(self.data[self.offset :])
             self.offset = 0
         elif self.offset > len(self.data) // 2:
-            del self.data[: self.offset]  # type: ignore[union-attr]
+            del self.data[: self.offset]  # type: ignore[union-attr,unused-ignore]
             self.offset = 0
         self.data += data  # type: ignore[operator]
 

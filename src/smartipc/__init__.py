@@ -11,19 +11,112 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smartipc.ipc.contracts import Method as Method
     from smartipc.ipc.contracts import Topic as Topic
+    from smartipc.ipc.errors import AuthenticationFailed as AuthenticationFailed
+    from smartipc.ipc.errors import CallError as CallError
+    from smartipc.ipc.errors import CircuitOpen as CircuitOpen
     from smartipc.ipc.errors import ConfigError as ConfigError
+    from smartipc.ipc.errors import ConnectFailed as ConnectFailed
+    from smartipc.ipc.errors import ConnectionLost as ConnectionLost
+    from smartipc.ipc.errors import EndOfStream as EndOfStream
+    from smartipc.ipc.errors import FrameTooLarge as FrameTooLarge
+    from smartipc.ipc.errors import InvalidPayload as InvalidPayload
+    from smartipc.ipc.errors import LocalProtocolError as LocalProtocolError
+    from smartipc.ipc.errors import NoSuchMethod as NoSuchMethod
+    from smartipc.ipc.errors import NoSuchWorker as NoSuchWorker
+    from smartipc.ipc.errors import Overloaded as Overloaded
+    from smartipc.ipc.errors import PermissionDenied as PermissionDenied
+    from smartipc.ipc.errors import ProtocolError as ProtocolError
+    from smartipc.ipc.errors import RateLimited as RateLimited
+    from smartipc.ipc.errors import RemoteError as RemoteError
+    from smartipc.ipc.errors import RemoteProtocolError as RemoteProtocolError
+    from smartipc.ipc.errors import RequestCancelled as RequestCancelled
+    from smartipc.ipc.errors import RequestTimeout as RequestTimeout
+    from smartipc.ipc.errors import SlowConsumer as SlowConsumer
     from smartipc.ipc.errors import SmartIpcError as SmartIpcError
+    from smartipc.ipc.errors import StreamReset as StreamReset
+    from smartipc.ipc.errors import WorkerDied as WorkerDied
+    from smartipc.ipc.handle import SmartIpc as SmartIpc
+    from smartipc.ipc.message import IpcMessage as IpcMessage
+    from smartipc.ipc.message import Outcome as Outcome
+    from smartipc.ipc.message import Peer as Peer
+    from smartipc.ipc.transports.base import IpcTransport as IpcTransport
+    from smartipc.ipc.transports.child import ChildProcessTransport as ChildProcessTransport
+    from smartipc.ipc.transports.unix import UnixSocketTransport as UnixSocketTransport
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Method": "smartipc.ipc.contracts",
-    "Topic": "smartipc.ipc.contracts",
+    "AuthenticationFailed": "smartipc.ipc.errors",
+    "CallError": "smartipc.ipc.errors",
+    "ChildProcessTransport": "smartipc.ipc.transports.child",
+    "CircuitOpen": "smartipc.ipc.errors",
     "ConfigError": "smartipc.ipc.errors",
+    "ConnectFailed": "smartipc.ipc.errors",
+    "ConnectionLost": "smartipc.ipc.errors",
+    "EndOfStream": "smartipc.ipc.errors",
+    "FrameTooLarge": "smartipc.ipc.errors",
+    "InvalidPayload": "smartipc.ipc.errors",
+    "IpcMessage": "smartipc.ipc.message",
+    "IpcTransport": "smartipc.ipc.transports.base",
+    "LocalProtocolError": "smartipc.ipc.errors",
+    "Method": "smartipc.ipc.contracts",
+    "NoSuchMethod": "smartipc.ipc.errors",
+    "NoSuchWorker": "smartipc.ipc.errors",
+    "Outcome": "smartipc.ipc.message",
+    "Overloaded": "smartipc.ipc.errors",
+    "Peer": "smartipc.ipc.message",
+    "PermissionDenied": "smartipc.ipc.errors",
+    "ProtocolError": "smartipc.ipc.errors",
+    "RateLimited": "smartipc.ipc.errors",
+    "RemoteError": "smartipc.ipc.errors",
+    "RemoteProtocolError": "smartipc.ipc.errors",
+    "RequestCancelled": "smartipc.ipc.errors",
+    "RequestTimeout": "smartipc.ipc.errors",
+    "SlowConsumer": "smartipc.ipc.errors",
+    "SmartIpc": "smartipc.ipc.handle",
     "SmartIpcError": "smartipc.ipc.errors",
+    "StreamReset": "smartipc.ipc.errors",
+    "Topic": "smartipc.ipc.contracts",
+    "UnixSocketTransport": "smartipc.ipc.transports.unix",
+    "WorkerDied": "smartipc.ipc.errors",
 }
 
-__all__ = ["ConfigError", "Method", "SmartIpcError", "Topic", "__version__"]
+__all__ = [
+    "AuthenticationFailed",
+    "CallError",
+    "ChildProcessTransport",
+    "CircuitOpen",
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionLost",
+    "EndOfStream",
+    "FrameTooLarge",
+    "InvalidPayload",
+    "IpcMessage",
+    "IpcTransport",
+    "LocalProtocolError",
+    "Method",
+    "NoSuchMethod",
+    "NoSuchWorker",
+    "Outcome",
+    "Overloaded",
+    "Peer",
+    "PermissionDenied",
+    "ProtocolError",
+    "RateLimited",
+    "RemoteError",
+    "RemoteProtocolError",
+    "RequestCancelled",
+    "RequestTimeout",
+    "SlowConsumer",
+    "SmartIpc",
+    "SmartIpcError",
+    "StreamReset",
+    "Topic",
+    "UnixSocketTransport",
+    "WorkerDied",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

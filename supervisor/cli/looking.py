@@ -54,18 +54,18 @@ def status(session: Any, name: str | None, as_json: bool, watch: bool) -> None:
 
 def _table(found: control.AppStatus) -> str:
     rows = [("INSTANCE", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "STATUS")]
-    for one in found.workers:
-        rows.append(
-            (
-                one.instance,
-                one.state,
-                str(one.pid or "-"),
-                _span(one.uptime),
-                str(one.restarts),
-                f"{one.memory / 2**20:.0f} MiB" if one.memory else "-",
-                _remark(one),
-            )
+    rows += [
+        (
+            one.instance,
+            one.state,
+            str(one.pid or "-"),
+            _span(one.uptime),
+            str(one.restarts),
+            f"{one.memory / 2**20:.0f} MiB" if one.memory else "-",
+            _remark(one),
         )
+        for one in found.workers
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [f"app {found.app} {found.state}, supervisor {found.pid}, {found.config}"]
     for row in rows:

@@ -1,5 +1,8 @@
-"""Decoded keys to the frozen spec: short forms, environment files, paths, `auto`. Values here are sound already;
-what could not be decoded has its problem, and a default takes its place so that the later checks can go on."""
+"""Decoded keys to the frozen spec: short forms, environment files, paths, `auto`.
+
+Values here are sound already; what could not be decoded has its problem, and a default takes its place so that the
+later checks can go on.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from smartipc.supervisor.core.spec import (
     AppSpec,
     ConcurrencySpec,
     HeartbeatSpec,
-    LogsSpec,
     LogSpec,
+    LogsSpec,
     RestartSpec,
     StopSpec,
     SupervisorSpec,

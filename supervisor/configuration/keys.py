@@ -81,9 +81,7 @@ WORKER_FIELDS = {
     "kwargs": Field(
         MapOf(Plain(), key=r"[A-Za-z_]\w*", key_words="an argument name"), "keyword arguments of the target", "{}"
     ),
-    "instances": Field(
-        Number(whole=True, least=1, most=10_000, word="auto"), "how many; auto: the usable cores", "1"
-    ),
+    "instances": Field(Number(whole=True, least=1, most=10_000, word="auto"), "how many; auto: the usable cores", "1"),
     "start_method": Field(Choice(("forkserver", "spawn", "fork")), "how its process is made", "forkserver"),
     "preload": Field(
         ListOf(Text(pattern=r"[\w.]+", form="a module name")), "modules imported once, in the fork server", "[]"

@@ -143,7 +143,7 @@ class _Converter:
     def _scalar(self, node: yaml.ScalarNode, place: Place, path: str) -> Value:
         if node.style is not None:
             return Value(place, node.value, plain=False)
-        if node.start_mark is not None and str(node.tag).startswith("!") or "python/" in str(node.tag):
+        if (node.start_mark is not None and str(node.tag).startswith("!")) or "python/" in str(node.tag):
             self._problems.add(place, path, f"tag {node.tag} is not allowed", "remove it")
         return Value(place, resolve(node.value))
 

@@ -118,7 +118,9 @@ class Lives:
         if slot.killed:
             self._kill(slot, now)
         elif slot.state == "stopping":
-            self._order_stop(slot, now, "ordered before it was spawned")
+            assert slot.kill_at is not None, "whatever is stopping is killed in the end"
+            grace = max(0.0, min(slot.spec.stop.timeout, slot.kill_at - now))
+            self.orders.append(Stop(slot.instance, slot.generation, grace, "ordered before it was spawned"))
 
     def on_progress(self, fact: Started | BecameReady, now: float) -> None:
         """Take note that a life has got further."""
@@ -271,18 +273,14 @@ class Lives:
             if busy.isdisjoint(self.ordering.dependents(slot.spec.name)):
                 cause, slot.going_down = slot.going_down, ""
                 slot.start_by = None
-                by = now + slot.spec.stop.timeout
+                grace = slot.spec.stop.timeout
                 # A kill that is already on its way (a hang) is not put off by being told to stop.
-                slot.kill_at = by if slot.kill_at is None else min(by, slot.kill_at)
-                if latest is not None:
-                    slot.kill_at = min(slot.kill_at, latest)
+                for by in (slot.kill_at, latest):
+                    grace = grace if by is None else max(0.0, min(grace, by - now))
+                slot.kill_at = now + grace
                 slot.failing = ""
                 self._move(slot, "stop", now, cause)
-                self._order_stop(slot, now, cause)
-
-    def _order_stop(self, slot: Slot, now: float, cause: str) -> None:
-        assert slot.kill_at is not None, "whatever is stopping is killed in the end"
-        self.orders.append(Stop(slot.instance, slot.generation, max(0.0, slot.kill_at - now), cause))
+                self.orders.append(Stop(slot.instance, slot.generation, grace, cause))
 
     def kill_all(self, now: float, cause: str) -> None:
         """Kill whatever lives; its end is planned."""

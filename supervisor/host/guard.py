@@ -29,7 +29,7 @@ class Guard:
 
     def start(self) -> None:
         """Start the guardian, in a session of its own so that no terminal signal reaches it."""
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
             [sys.executable, "-I", "-S", str(SCRIPT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from smartipc.ipc.errors import SmartIpcError
 
@@ -21,7 +22,7 @@ CONTROL_SOCKET = "control.sock"
 _LOCK = "lock"
 
 
-class AlreadyRunning(SmartIpcError):
+class AlreadyRunning(SmartIpcError):  # noqa: N818 - a state, as FileExists is
     """Another supervisor runs this app; `pid` is its process."""
 
     def __init__(self, app: str, pid: int) -> None:
@@ -32,7 +33,7 @@ class AlreadyRunning(SmartIpcError):
         return f"app {self.app} is already running, by process {self.pid}"
 
 
-class UnsafeDirectory(SmartIpcError):
+class UnsafeDirectory(SmartIpcError):  # noqa: N818 - named after what it is about
     """The runtime directory cannot be trusted or made; `reason` says why and what to do."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -69,7 +70,7 @@ class RuntimeDirectory:
     def __repr__(self) -> str:
         return f"<RuntimeDirectory {self.path} of {self.app}{' locked' if self._lock is not None else ''}>"
 
-    def __enter__(self) -> RuntimeDirectory:
+    def __enter__(self) -> Self:
         """Make, verify and lock the directory, and remove what a killed predecessor left.
 
         Raises:

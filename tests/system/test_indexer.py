@@ -132,7 +132,7 @@ def kill_one(one: App, worker: str, number: int = signal.SIGKILL) -> bool:
         except ProcessLookupError:
             continue  # it ended by itself since we looked
         if number == signal.SIGKILL:
-            wait_for(lambda: not alive(pid), "the killed process is gone", 5)  # noqa: B023 - waited for here
+            wait_for(lambda: not alive(pid), "the killed process is gone", 5)
         return True
     return False
 

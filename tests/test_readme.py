@@ -1,0 +1,42 @@
+"""What the README says works as it is written there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kit import App, wait_for
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(marker: str) -> list[str]:
+    text = README.read_text()
+    section = text.split(f"<!-- {marker} -->")[1].split("<!-- end -->")[0]
+    return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.mark.system
+def test_the_ten_line_example_runs(app: Callable[..., App], folder: Path) -> None:
+    python, yaml = blocks("example")
+    (folder / "greeting.py").write_text(python)
+    (folder / "greeting.yaml").write_text(yaml)
+    one = app(folder / "greeting.yaml")
+    wait_for(lambda: "hello world" in one.out.read_text(), "the greeting is printed")
+    assert re.search(r"^visitor:0 \| hello world, from greeter:[01]$", one.out.read_text(), re.MULTILINE)
+    one.wait_state("visitor:0", "exited")
+    assert one.ctl("request", "greeter.greet", '{"name": "you"}').stdout.startswith('"hello you, from greeter:')
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        assert (README.parent / link).exists(), link
+
+
+def test_the_test_command_is_one_line_that_installs_and_tests() -> None:
+    (command,) = blocks("test-command")
+    assert command.count("\n") == 1
+    assert "venv" in command
+    assert command.strip().endswith("pytest")
