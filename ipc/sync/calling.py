@@ -35,7 +35,7 @@ from smartipc.ipc.transports.unix import UnixSocketTransport
 Life = tuple[str, int]
 """An instance and its generation."""
 
-_DIAL_AGAIN = 0.01
+DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
 _LONGEST_SLEEP = 1.0
 _MOST_READS = 256
@@ -167,16 +167,6 @@ class Caller(QuietHost):
                 link.while_stalled = self.while_stalled
                 self._lives[link] = life
             return link
-
-    def link_when_possible(self, entry: Entry) -> Link | None:
-        """Return a link to a life, waiting out a full queue; None when the life is over."""
-        while self._directory.state.lives(entry.instance, entry.generation):
-            seen = self._directory.state
-            try:
-                return self.link_to(entry)
-            except (ConnectFailed, BlockingIOError):
-                self._change(seen, time.monotonic() + _DIAL_AGAIN)
-        return None
 
     def require_own(self) -> None:
         """Raise LocalProtocolError in a process that inherited the handle through fork."""
@@ -311,7 +301,7 @@ class Caller(QuietHost):
             try:
                 link.notify(call.method, call.payload, headers=call.headers)
             except ConnectionLost:
-                self._rest(call, time.monotonic() + _DIAL_AGAIN)
+                self._rest(call, time.monotonic() + DIAL_AGAIN)
                 self._change(call.seen, call.rest_until)
             else:
                 return
@@ -327,7 +317,7 @@ class Caller(QuietHost):
                 try:
                     return self.link_to(entry)
                 except (ConnectFailed, BlockingIOError):
-                    self._rest(call, time.monotonic() + _DIAL_AGAIN)
+                    self._rest(call, time.monotonic() + DIAL_AGAIN)
             self._change(call.seen, call.rest_until)
 
     def _settle_or_rest(self, call: Call) -> None:
@@ -456,6 +446,10 @@ class Caller(QuietHost):
         with self._changed:
             while self._directory.state is seen and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
+
+    def change(self, seen: DirectoryState, timeout: float) -> None:
+        """Wait until the directory is another than `seen`, for at most `timeout` seconds."""
+        self._change(seen, time.monotonic() + timeout)
 
     def wait(self, link: Link, done: Callable[[], bool]) -> None:
         """Wait until something came over `link` or the directory changed, unless `done` already."""

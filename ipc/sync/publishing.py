@@ -27,7 +27,7 @@ from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.subscriptions import Credit, Inbox, published, subscription_of
-from smartipc.ipc.sync.calling import Caller, Life
+from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller, Life
 from smartipc.ipc.sync.serving import Server
 
 T = TypeVar("T")
@@ -53,16 +53,25 @@ class Publisher:
         self._caller.require_own()
         name, encoded = published(topic, payload)
         for one in self._directory.state.subscribed(name):
-            while (entry := self._directory.state.entries.get(one.instance)) and entry.generation == one.generation:
-                link = self._caller.link_when_possible(entry)
-                if link is None:
-                    break
-                if self._take(one):
-                    self._send(link, one, name, encoded, wait=True)
-                    break
-                if one not in self._directory.state.subscriptions:
-                    break
-                self._caller.wait(link, lambda one=one, link=link: self._may_go_on(one, link))  # type: ignore[misc]
+            while not self._sent(one, name, encoded) and one in self._directory.state.subscriptions:
+                pass
+
+    def _sent(self, one: Subscription, name: str, encoded: bytes) -> bool:
+        """Send to one subscription, or wait a little for what keeps it from being sent."""
+        state = self._directory.state
+        entry = state.entries.get(one.instance)
+        if entry is None or entry.generation != one.generation:
+            return True  # nobody is left to receive it
+        try:
+            link = self._caller.link_to(entry)
+        except (ConnectFailed, BlockingIOError):
+            self._caller.change(state, DIAL_AGAIN)
+            return False
+        if self._take(one):
+            self._send(link, one, name, encoded, wait=True)
+            return True
+        self._caller.wait(link, lambda: self._may_go_on(one, link))
+        return False
 
     def publish_nowait(self, topic: Topic[Any] | str, payload: Any) -> int:
         """Send to every subscription or to none; see SmartIpc.publish_nowait."""

@@ -383,7 +383,8 @@ class Server(QuietHost):
     # the end
 
     def goodbye(self) -> None:
-        """Stop accepting, and tell every caller to go elsewhere with new calls."""
+        """Stop accepting, and tell every caller to go elsewhere with new calls. What had arrived is still ours."""
+        self.read()
         self._stop_listening()
         for link in list(self.links.values()):
             link.goodbye("the worker is stopping")
