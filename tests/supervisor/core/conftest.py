@@ -67,8 +67,9 @@ class Desk:
         return orders
 
     def ready(self, *instances: str, watched: bool = False) -> list[Order]:
-        orders = self.run(*instances, watched=watched)
+        orders = []
         for name in instances:
+            orders += self.run(name, watched=watched)
             orders += self.tell(BecameReady(name, self[name].generation))
         return orders
 

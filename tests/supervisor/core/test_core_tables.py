@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import get_args
@@ -191,7 +192,7 @@ def test_a_cycle_is_shown_as_who_needs_whom(needs, cycle) -> None:
     if found is not None:
         assert set(found) == set(cycle)
         assert found[0] == found[-1]
-        assert all(need in needs[name] for name, need in zip(found, found[1:], strict=False))
+        assert all(need in needs[name] for name, need in itertools.pairwise(found))
 
 
 def test_a_long_chain_is_no_cycle_and_no_recursion() -> None:
