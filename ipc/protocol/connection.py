@@ -42,7 +42,6 @@ from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
 from smartipc.ipc.wire import heads
 from smartipc.ipc.wire.frames import (
     FRAGMENTABLE,
-    HANDSHAKE_KINDS,
     HEADER,
     HEADER_SIZE,
     PREFACE,
@@ -59,7 +58,7 @@ _OVERLOADED = Fault(8, "Overloaded", "too many requests in flight", retryable=Tr
 _DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True, processed=0)
 _RESPONSE = int(Kind.RESPONSE)
 _REQUEST = int(Kind.REQUEST)
-_KNOWN = frozenset(int(kind) for kind in Kind)
+_KNOWN = frozenset(int(kind) for kind in Kind) - RESERVED
 _FLAGS = Flag.MORE | Flag.IGNORABLE
 _CACHE = 1024
 """Encoded request heads that are kept; the table is emptied when it is full."""
@@ -410,6 +409,8 @@ class Connection:
             raise RemoteProtocolError(f"head of {head_size} bytes in a frame of {size}")
         if flags & ~_FLAGS:
             raise RemoteProtocolError(f"flags 0x{flags:02x} are not negotiated")
+        if kind in RESERVED:
+            raise RemoteProtocolError(f"frame kind 0x{kind:02x} belongs to a feature that was not negotiated")
         if kind not in _KNOWN and not flags & Flag.IGNORABLE:
             raise RemoteProtocolError(f"unknown frame kind 0x{kind:02x}")
         if flags & Flag.MORE and kind not in FRAGMENTABLE:
@@ -549,8 +550,6 @@ class Connection:
         self._out.control.append(frame(kind, ident, heads.encoder.encode(head)))
 
     def _send_handshake(self, kind: Kind, head: bytes) -> None:
-        assert kind in HANDSHAKE_KINDS
-        assert kind not in RESERVED
         self._preface_sent = True
         self._out.control.append(PREFACE + frame(kind, 0, head))
 

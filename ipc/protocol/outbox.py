@@ -75,11 +75,10 @@ class Outbox:
         """Forget a message, or the rest of a large one; return whether any of it had been handed out."""
         if ident in self.unwritten:
             self.unwritten.discard(ident)
-            for index, queued in enumerate(self.normal):
-                header = HEADER.unpack_from(queued)
-                if header[1] == kind and header[4] == ident:
-                    del self.normal[index]
-                    break
+            at = next(
+                index for index, queued in enumerate(self.normal) if HEADER.unpack_from(queued)[1::3] == (kind, ident)
+            )
+            del self.normal[at]
             return False
         for bulk in self._bulk:
             if bulk.kind == kind and bulk.ident == ident:

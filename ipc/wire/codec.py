@@ -79,12 +79,3 @@ def to_builtins(value: Any) -> Any:
         InvalidPayload: see encode.
     """
     return plain(encode(value))
-
-
-def convert(value: Any, wanted: Any, *, method: str | None = None) -> Any:
-    """Check a plain value against a type on the sending side, so that misuse fails here and not at the peer.
-
-    Raises:
-        InvalidPayload: it does not fit.
-    """
-    return decode(encode(value, method=method), wanted, method=method)

@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from smartipc.ipc import errors
 from smartipc.ipc.errors import Processed
 from smartipc.ipc.wire import codec
@@ -143,20 +141,14 @@ def _reason(fault: Fault) -> str:
 
 
 def _arguments(error: BaseException) -> bytes | None:
-    fields = getattr(error, "__struct_fields__", None)
-    arguments = [getattr(error, name) for name in fields] if fields is not None else list(error.args)
     try:
-        return codec.encode(arguments)
+        return codec.encode(list(error.args))
     except errors.InvalidPayload:
         return None
 
 
 def _rebuild(cls: type[BaseException], details: bytes) -> BaseException | None:
     try:
-        arguments = codec.plain(details)
-        fields = getattr(cls, "__struct_fields__", None)
-        if fields is not None:
-            return msgspec.convert(dict(zip(fields, arguments, strict=True)), cls)
-        return cls(*arguments)
+        return cls(*codec.plain(details))
     except Exception:  # a peer's arguments that the class refuses: the caller gets a RemoteError instead
         return None

@@ -57,7 +57,6 @@ class Flag(IntFlag):
     IGNORABLE = 0x80
 
 
-HANDSHAKE_KINDS = frozenset({Kind.HELLO, Kind.WELCOME, Kind.AUTH, Kind.AUTH_OK, Kind.REJECT})
 FRAGMENTABLE = frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.NOTIFY, Kind.MSG})
 """Kinds whose payload may be cut: all pieces but the last carry MORE, only the first has a head."""
 

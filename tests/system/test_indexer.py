@@ -116,7 +116,8 @@ def test_the_database_may_lie_in_the_tree(app: Callable[..., App], folder: Path)
 def living(one: App, worker: str) -> list[int]:
     """Pids of the worker's processes that run its code."""
     rows = one.status().values()
-    return [row["pid"] for row in rows if row["worker"] == worker and row["state"] in ("running", "ready")]
+    running = [row["pid"] for row in rows if row["worker"] == worker and row["state"] in ("running", "ready")]
+    return [pid for pid in running if alive(pid)]  # a zombie of the last kill may not have been noticed yet
 
 
 def kill_one(one: App, worker: str, number: int = signal.SIGKILL) -> bool:
