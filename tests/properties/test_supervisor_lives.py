@@ -91,6 +91,7 @@ class Lives(RuleBasedStateMachine):
         self.ordered: dict[str, int] = {}  # spawns that the host has not reported on
         self.alive: dict[str, int] = {}
         self.told: set[tuple[str, int]] = set()  # stopped, aborted or killed
+        self.killed: set[tuple[str, int]] = set()
         self.gone: list[tuple[str, int]] = []
         self.states = dict.fromkeys(self.workers, "stopped")
         self.generations = dict.fromkeys(self.workers, 0)
@@ -135,6 +136,7 @@ class Lives(RuleBasedStateMachine):
                     self.told.add((instance, generation))
                 case Kill(instance, generation):
                     self.told.add((instance, generation))
+                    self.killed.add((instance, generation))
                 case Announce():
                     self.check(order)
                 case Answer(number, results):
@@ -193,11 +195,14 @@ class Lives(RuleBasedStateMachine):
             self.tell(SpawnFailed(instance, generation, "no such file"))
             return
         self.alive[instance] = generation
-        self.told.discard((instance, generation))
+        life = (instance, generation)
+        killed = life in self.killed
+        self.told.discard(life)
+        self.killed.discard(life)
         stopping = self.states[instance] == "stopping"
         self.tell(Spawned(instance, generation, 1000 + generation))
-        if stopping:
-            assert (instance, generation) in self.told, "spawned while it was to stop, and not told"
+        assert (life in self.told) == (stopping or killed), "what was ordered before it existed is ordered again"
+        assert (life in self.killed) == killed
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), watched=st.booleans())
@@ -222,6 +227,21 @@ class Lives(RuleBasedStateMachine):
     @rule(data=st.data(), exit_=st.sampled_from(EXITS))
     def die(self, data, exit_: ExitFacts) -> None:
         self.end(data.draw(st.sampled_from(sorted(self.alive))), exit_)
+
+    @precondition(lambda self: self.ordered or self.alive)
+    @rule(data=st.data(), times=st.integers(2, 8), exit_=st.sampled_from(EXITS))
+    def crash_again_and_again(self, data, times: int, exit_: ExitFacts) -> None:
+        """Die as soon as it lives, as far as the core and time go along."""
+        instance = data.draw(st.sampled_from(sorted({*self.ordered, *self.alive})))
+        for _ in range(times):
+            if instance in self.ordered:
+                self.alive[instance] = self.ordered.pop(instance)
+                self.tell(Spawned(instance, self.alive[instance], 1))
+            if instance in self.alive:
+                self.end(instance, exit_)
+            due = self.core.view(instance).next_restart_at
+            if due is not None:
+                self.run_timers(due)
 
     @precondition(lambda self: self.told)
     @rule(exit_=st.sampled_from(EXITS))
