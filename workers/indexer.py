@@ -12,6 +12,7 @@ itself when the run is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -121,8 +122,8 @@ def _is_over(error: CallError) -> bool:
     return isinstance(error, WorkerDied) and error.processed == "no"
 
 
-async def until_sealed(ipc: SmartIpc) -> Summary:
-    """Wait until every file is recorded, or the catalog has ended, or this worker is told to stop."""
+async def until_sealed(ipc: SmartIpc) -> Summary | None:
+    """Wait until every file is recorded; None if this worker is told to stop, or the catalog has ended already."""
     while not ipc.stopping:
         waiting = asyncio.ensure_future(surely(ipc, wait_sealed, None))
         stopped = asyncio.ensure_future(ipc.stopped())
@@ -130,14 +131,14 @@ async def until_sealed(ipc: SmartIpc) -> Summary:
         stopped.cancel()
         if not waiting.done():
             waiting.cancel()
-            break
+            return None
         try:
             summary = waiting.result()
-        except (WorkerDied, ConnectionLost):
-            break
+        except (WorkerDied, ConnectionLost, RequestTimeout):
+            return None
         if summary.sealed:
             return summary
-    return Summary(sealed=True)
+    return None
 
 
 # Hashing
@@ -252,7 +253,13 @@ async def scanner(ipc: SmartIpc, root: str, database: str) -> None:
     """Walk the tree, have every file hashed, record the digests."""
     run = os.environ["SMARTIPC_RUN_ID"]
     top = os.path.abspath(root)  # noqa: ASYNC240 - arithmetic on strings, and the working directory
-    if (await surely(ipc, begin, Begin(run, shown(os.fsencode(top))))).sealed:
+    try:
+        summary = await surely(ipc, begin, Begin(run, shown(os.fsencode(top))))
+    except WorkerDied as error:
+        if _is_over(error):
+            return  # this is a second life, and the catalog has ended with the run
+        raise
+    if summary.sealed:
         return
     walk = Walk(os.fsencode(top), database_files(database))
     remaining = Remaining(walk)
@@ -313,7 +320,7 @@ class Catalog:
         """Start a run, unless it has begun already; whatever an earlier one left unfinished is forgotten."""
         with closing(self._db.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
-            if cursor.execute("SELECT 1 FROM run WHERE id = ?", (run,)).fetchone() is None:
+            if not self.is_of(run):
                 cursor.execute("DELETE FROM run")
                 cursor.execute("DELETE FROM seen")
                 cursor.execute("INSERT INTO run VALUES (?, ?, ?, 0, 0, 0, 0)", (run, root, time.time()))
@@ -358,6 +365,10 @@ class Catalog:
         row = self._db.execute("SELECT finished FROM run WHERE id = ?", (run,)).fetchone()
         return row is not None and bool(row[0])
 
+    def is_of(self, run: str) -> bool:
+        """Tell whether the database is in this run."""
+        return self._db.execute("SELECT 1 FROM run WHERE id = ?", (run,)).fetchone() is not None
+
     def summary(self) -> Summary:
         """Return the state of the run, its totals once it is sealed."""
         row = self._db.execute("SELECT sealed, skipped, took FROM run").fetchone()
@@ -376,43 +387,45 @@ class Catalog:
 async def catalog(ipc: SmartIpc, database: str) -> None:
     """Own the database; ends when the result has been shown."""
     run = os.environ["SMARTIPC_RUN_ID"]
-    with closing(Catalog(database)) as store:
-        sealed, finished = asyncio.Event(), asyncio.Event()
-        if store.finished(run):
-            return
+    store = Catalog(database)  # closed with the process: handlers may still answer after this function has returned
+    sealed, finished = asyncio.Event(), asyncio.Event()
+    if store.finished(run):
+        return
+    if store.is_of(run):  # an earlier life of this worker may have sealed it already
+        _note(store.summary(), sealed)
 
-        @ipc.handler(begin)
-        def _begin(request: Begin) -> Summary:
-            return _note(store.begin(request.run, request.root), sealed)
+    @ipc.handler(begin)
+    def _begin(request: Begin) -> Summary:
+        return _note(store.begin(request.run, request.root), sealed)
 
-        @ipc.handler(record)
-        def _record(digests: list[Digest]) -> int:
-            return store.record(digests)
+    @ipc.handler(record)
+    def _record(digests: list[Digest]) -> int:
+        return store.record(digests)
 
-        @ipc.handler(seal)
-        def _seal(request: Seal) -> Summary:
-            return _note(store.seal(request.run, request.skipped), sealed)
+    @ipc.handler(seal)
+    def _seal(request: Seal) -> Summary:
+        return _note(store.seal(request.run, request.skipped), sealed)
 
-        @ipc.handler(wait_sealed)
-        async def _wait_sealed(_: None) -> Summary:
-            try:
-                await asyncio.wait_for(sealed.wait(), POLL)
-            except TimeoutError:
-                return Summary(sealed=False)
-            return store.summary()
+    @ipc.handler(wait_sealed)
+    async def _wait_sealed(_: None) -> Summary:
+        try:
+            await asyncio.wait_for(sealed.wait(), POLL)
+        except TimeoutError:
+            return Summary(sealed=False)
+        return store.summary()
 
-        @ipc.handler(finish)
-        def _finish(_: None) -> Summary:
-            store.finish()
-            finished.set()
-            return store.summary()
+    @ipc.handler(finish)
+    def _finish(_: None) -> Summary:
+        store.finish()
+        finished.set()
+        return store.summary()
 
-        await ipc.ready()
-        stopped = asyncio.ensure_future(ipc.stopped())
-        shown_ = asyncio.ensure_future(finished.wait())
-        await asyncio.wait({stopped, shown_}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        shown_.cancel()
+    await ipc.ready()
+    stopped = asyncio.ensure_future(ipc.stopped())
+    shown_ = asyncio.ensure_future(finished.wait())
+    await asyncio.wait({stopped, shown_}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    shown_.cancel()
 
 
 def _note(summary: Summary, sealed: asyncio.Event) -> Summary:
@@ -439,11 +452,12 @@ async def reporter(ipc: SmartIpc, every: float = 2.0) -> None:
         summary = await until_sealed(ipc)
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
-    if ipc.stopping or not summary.sealed:
+    if summary is None:
         return
     sys.stdout.write(last_line(summary) + "\n")
     sys.stdout.flush()
-    await surely(ipc, finish, None)
+    with contextlib.suppress(WorkerDied):  # it has ended already: another life of this worker was faster
+        await surely(ipc, finish, None)
 
 
 async def _show_lines(messages: Messages[Progress], every: float) -> None:

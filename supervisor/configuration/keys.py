@@ -25,7 +25,7 @@ _COUNT = Number(whole=True, least=0)
 _CODES = ListOf(Number(whole=True, least=0, most=255))
 _ENV = MapOf(Text(scalars=True), key=r"[A-Za-z_][A-Za-z0-9_]*", key_words="a name of letters, digits and _")
 _NAME_WORDS = "a name: a lower-case letter, then letters, digits, - and _"
-_PATH = Text(pattern=r"(?s).+", form="a path")
+_PATH = Text(pattern=r"[\s\S]+", form="a path")
 
 RESTART = Record(
     {

@@ -164,7 +164,7 @@ def test_a_stopped_hasher_is_noticed_killed_and_replaced(app: Callable[..., App]
     one = run_index(app, root, database)
     one.wait_state("scanner:0", "running")
     kill_one(one, "hasher", signal.SIGSTOP)
-    assert one.wait_ended() == 0
+    assert one.wait_ended() == 0, one.err.read_text()[-5000:]
     assert indexed(database) == expected(root)
     assert re.search(r"hasher:\d: instance.hang", one.err.read_text())
 
