@@ -65,6 +65,8 @@ class Link:
         self.closed = False
         self.broken = False
         """The socket refuses bytes: nothing new can be said, what the peer still said can be read."""
+        self.stuck = False
+        """The socket had no room for all bytes; they go with the next read, send or `flush`."""
         self.more = False
         """The last read was a full one: another would not wait."""
         self.while_stalled: Callable[[], None] | None = None
@@ -103,11 +105,6 @@ class Link:
     def outstanding(self) -> int:
         """Calls of ours without an answer, or whose answer nobody has taken."""
         return len(self._results)
-
-    @property
-    def unsent(self) -> bool:
-        """Whether bytes wait for room in the socket; reading, sending or `flush` takes them along."""
-        return bool(self._unsent) or self.connection.has_data
 
     @property
     def socket(self) -> socket.socket:
@@ -388,7 +385,7 @@ class Link:
             timer = self.connection.next_timer()
             if timer is not None and now >= timer:
                 events += self.connection.handle_timer(now)
-            if self._unsent or self.connection.has_data:
+            if self.stuck or self.connection.has_data:
                 self._send_some()
         return events
 
@@ -399,7 +396,7 @@ class Link:
                 longest = min(longest, timer - time.monotonic())
         if longest <= 0:
             return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
-        if self._unsent:
+        if self.stuck:
             poller = select.poll()
             poller.register(self._sock, select.POLLIN | select.POLLOUT)
             poller.poll(longest * 1000)
@@ -509,6 +506,7 @@ class Link:
         while True:
             if not unsent:
                 if not connection.has_data:
+                    self.stuck = False
                     return True
                 unsent.extend(connection.data_to_send())
             try:
@@ -520,10 +518,12 @@ class Link:
                 else:
                     sent = self._sock.sendmsg(unsent[:_IOV], (), socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
+                self.stuck = True
                 return False
             except OSError:
                 unsent.clear()  # the reader finds out what happened, and what the peer still said
                 self.broken = True
+                self.stuck = False
                 return True
             self._advance(sent)
 

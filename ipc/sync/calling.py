@@ -37,6 +37,8 @@ Life = tuple[str, int]
 
 DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
+_LAST_WORDS = 0.05
+"""Seconds to read what a process that is gone still said; within the 200 ms that SPEC 5.2 promises."""
 _LONGEST_SLEEP = 1.0
 _MOST_READS = 256
 """Reads of a link that ends: as much as the kernel holds, and no spinning while another thread does the reading."""
@@ -183,8 +185,12 @@ class Caller(QuietHost):
         state = self._directory.state
         with self._lock:
             gone = [link for life, link in self.links.items() if not state.lives(*life)]
+        until = time.monotonic() + _LAST_WORDS
         for link in gone:
-            _drain(link)  # a reply that it still sent is a reply
+            # A reply that it still sent is a reply, and another thread may be about to read it: the end of the bytes
+            # comes by itself, unless a grandchild holds the socket open.
+            while not link.closed and (left := until - time.monotonic()) > 0:
+                link.pump(left)
             link.close("its process is gone")
         with self._changed:
             self._changed.notify_all()
@@ -194,13 +200,13 @@ class Caller(QuietHost):
     def flush(self) -> None:
         """Write what links have left over."""
         for link in list(self.links.values()):
-            if link.unsent:
+            if link.stuck:
                 link.flush()
 
     def close(self, grace: float) -> None:
         """Write what is unsent, for at most `grace` seconds, and close every link."""
         until = time.monotonic() + grace
-        while self._pid == os.getpid() and (waiting := [link for link in list(self.links.values()) if link.unsent]):
+        while self._pid == os.getpid() and (waiting := [link for link in list(self.links.values()) if link.stuck]):
             poller = select.poll()
             for link in waiting:
                 poller.register(link.socket, OUT)
@@ -490,7 +496,7 @@ class Caller(QuietHost):
                 if fd < 0:
                     return
                 by_fd[fd] = link
-                poller.register(fd, IN | OUT if link.unsent else IN)
+                poller.register(fd, IN | OUT if link.stuck else IN)
                 timer = link.connection.next_timer()
                 if timer is not None:
                     longest = min(longest, timer - time.monotonic())

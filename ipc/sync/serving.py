@@ -198,7 +198,8 @@ class Server(QuietHost):
             if not link.more or link.closed:
                 break
             link.pump(0)
-        self._watch_writable(link)
+        if link.stuck is not (link in self._writing):
+            self._watch_writable(link)
 
     def _sweep(self, now: float) -> None:
         for link in list(self.links.values()):
@@ -207,8 +208,8 @@ class Server(QuietHost):
                 link.pump(0)
 
     def _watch_writable(self, link: Link) -> None:
-        """Wait for room while a slow reader's bytes are unsent; nobody else waits for it."""
-        if link.closed or link.unsent == (link in self._writing):
+        """Begin or end waiting for room for a slow reader's bytes; nobody else waits for it."""
+        if link.closed:
             return
         if link in self._writing:
             self._writing.discard(link)
@@ -219,7 +220,8 @@ class Server(QuietHost):
 
     def _written(self, link: Link) -> None:
         link.flush()
-        self._watch_writable(link)
+        if link.stuck is not (link in self._writing):
+            self._watch_writable(link)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -329,7 +331,7 @@ class Server(QuietHost):
             self._answer(handler, link, event.id, value)
         finally:
             current_deadline.reset(token)
-        if link.unsent and link not in self._corked:
+        if link.stuck and link not in self._writing:
             self._watch_writable(link)
 
     def _answer(self, handler: Handler, link: Link, ident: int, value: Any) -> None:
@@ -362,7 +364,8 @@ class Server(QuietHost):
         while self._corked:
             link = self._corked.pop()
             link.flush()
-            self._watch_writable(link)
+            if link.stuck is not (link in self._writing):
+                self._watch_writable(link)
 
     def _one_way(self, link: Link, event: NotifyReceived) -> None:
         """Run the handler of a one-way message; its failures are logged, nobody waits for them."""
@@ -404,7 +407,7 @@ class Server(QuietHost):
         self._cancelled.clear()
         # Once more: what peers sent before they knew is refused by the connection itself, as not processed.
         self._turn_as_leader(0.0)
-        while any(link.unsent for link in list(self.links.values())) and (left := until - time.monotonic()) > 0:
+        while any(link.stuck for link in list(self.links.values())) and (left := until - time.monotonic()) > 0:
             for link in list(self.links.values()):
                 self._written(link)
             self._turn_as_leader(min(left, 0.05))

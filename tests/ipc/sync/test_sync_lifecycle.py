@@ -199,7 +199,7 @@ def test_a_handler_that_exits_the_process_answers_first(stage: Stage) -> None:
         ipc.serve()
 
     ipc = stage.handle(stage.add("client"))
-    with pytest.raises(SystemExit) as code, stage.running(stage.add("one"), worker):  # noqa: PT012
+    with pytest.raises(SystemExit) as code, stage.running(stage.add("one"), worker):
         with pytest.raises(RemoteError) as remote:
             ipc.request("one.exit", 4)
         assert remote.value.type_name == "SystemExit"

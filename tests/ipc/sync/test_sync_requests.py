@@ -34,7 +34,7 @@ class Number(msgspec.Struct, frozen=True):
     value: int
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A declared error."""
 
 
