@@ -40,3 +40,24 @@ def test_the_test_command_is_one_line_that_installs_and_tests() -> None:
     assert command.count("\n") == 1
     assert "venv" in command
     assert command.strip().endswith("pytest")
+
+
+@pytest.mark.system
+def test_the_tutorial_runs(app: Callable[..., App], folder: Path) -> None:
+    text = (README.parent / "docs" / "tutorial" / "first-app.md").read_text()
+    files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    for name, content in files:
+        (folder / name).write_text(content)
+    assert [name for name, _ in files] == ["counting.py", "counting.yaml"]
+    one = app(folder / "counting.yaml")
+    wait_for(lambda: "counted 6 words" in one.out.read_text(), "the words are counted")
+    assert one.ctl("check", str(folder / "counting.yaml"), "--import").returncode == 0
+    assert one.ctl("request", "counter.count_words", '{"text": "how many are these"}').stdout == "4\n"
+    assert one.ctl("shutdown").returncode == 0
+    assert one.wait_ended() == 0
+
+
+def test_the_documentation_links_lead_somewhere() -> None:
+    for page in (README.parent / "docs").rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), (page, link)
