@@ -26,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import peers
 from peers import PAYLOAD, Payload, echo, topic
 
+from smartipc.ipc import control
+from smartipc.ipc.subscriptions import DEFAULT_WINDOW
+
 OUTSTANDING = 64
 Run = Callable[[int], None]
 """Do that many requests, or deliver that many messages, and return when all is done."""
@@ -189,9 +192,9 @@ def blocking_messages() -> Iterator[Run]:
                     counted += 1  # noqa: SIM113 - a handler reads it
 
         # The child registers with its own copy of the stage: tell ours what it will say there.
-        request = peers.control.SubscribeRequest(1, topic.name, peers.DEFAULT_WINDOW)
+        request = control.SubscribeRequest(1, topic.name, DEFAULT_WINDOW)
         with peers.child(run), peers.run_blocking(on) as ipc:
-            on.asked(subscriber, peers.control.subscribe, request)
+            on.asked(subscriber, control.subscribe, request)
 
             def work(number: int) -> None:
                 before = ipc.request("echo.count", None, reply_type=int)
@@ -224,9 +227,9 @@ def async_messages() -> Iterator[Run]:
             with asyncio.Runner(loop_factory=peers.new_event_loop) as runner:
                 runner.run(life())
 
-        request = peers.control.SubscribeRequest(1, topic.name, peers.DEFAULT_WINDOW)
+        request = control.SubscribeRequest(1, topic.name, DEFAULT_WINDOW)
         with peers.child(run):
-            on.asked(subscriber, peers.control.subscribe, request)
+            on.asked(subscriber, control.subscribe, request)
 
             def work(number: int) -> None:
                 async def client(ipc: peers.AsyncIpc) -> None:
