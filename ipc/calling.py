@@ -19,6 +19,10 @@ from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.transports.unix import UnixSocketTransport
 
+_LAST_WORDS = 0.05
+"""Seconds for the last answers of a process that is gone; a descendant may hold its socket open for ever."""
+_AT_ONCE = 3
+"""Refusals in a row that are tried elsewhere without a pause."""
 _DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
 
@@ -40,6 +44,7 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] | None = None
         self._turn = 0
+        self._ending: set[Link] = set()
 
     def __repr__(self) -> str:
         return f"<Caller with {len(self.links)} links>"
@@ -48,12 +53,17 @@ class Caller:
         """Wake whoever waits for an instance, and end links to lives that are over."""
         state = self._directory.state
         for (instance, generation), link in list(self.links.items()):
-            if not state.lives(instance, generation):
-                del self.links[instance, generation]
-                link.close("its process is gone")
+            if not state.lives(instance, generation) and link not in self._ending:
+                # What the process still said may be in the socket; its end is normally seen there first.
+                self._ending.add(link)
+                self._loop.call_later(_LAST_WORDS, self._end, link)
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
         self._changed = None
+
+    def _end(self, link: Link) -> None:
+        self._ending.discard(link)
+        link.close("its process is gone")
 
     async def change(self, deadline: float) -> bool:
         """Wait for the next change of the directory until `deadline` (loop time); tell whether there was one."""
@@ -101,6 +111,7 @@ class Caller:
         """
         deadline = self._loop.time() + timeout
         attempt = 1
+        refused = 0
         while True:
             entry = await self._pick(method, worker, slot, key, deadline, timeout)
             try:
@@ -112,12 +123,16 @@ class Caller:
                     timeout, method=method, instance=entry.instance, processed=error.processed
                 ) from None
             except (CallError, ConnectFailed) as error:
-                match attempts.after(error, idempotent=idempotent, attempt=attempt):
-                    case "raise":
-                        raise
-                    case "retry":
-                        attempt += 1
-            await self.change(min(deadline, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
+                decision = attempts.after(error, idempotent=idempotent, attempt=attempt)
+                if decision == "raise":
+                    raise
+                if decision == "retry":
+                    attempt += 1
+            if not self._another_ready(worker, slot, entry):
+                await self.change(min(deadline, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
+            refused = refused + 1 if decision == "again" else 0
+            if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
+                await asyncio.sleep(attempts.BACKOFF)
 
     async def call(
         self,
@@ -147,6 +162,13 @@ class Caller:
         except ConnectionLost as lost:
             error = await self._lost(lost, entry, method)
         raise error
+
+    def _another_ready(self, worker: str, slot: int | None, lost: Entry) -> bool:
+        """Tell whether the next attempt would go elsewhere: then it need not wait."""
+        if slot is not None:
+            return False
+        entries = self._directory.state.by_worker.get(worker, ())
+        return any(entry.ready and entry.instance != lost.instance for entry in entries)
 
     async def _lost(self, error: ConnectionLost, entry: Entry, method: str) -> CallError:
         until = self._loop.time() + attempts.FACTS_WAIT
@@ -186,11 +208,13 @@ class Caller:
             await asyncio.sleep(_DIAL_AGAIN)
         return None
 
-    def forget(self, link: Any) -> None:
-        """Drop a closed link."""
+    def forget(self, link: Any) -> tuple[str, int] | None:
+        """Drop a closed link and return the life it led to, None if it was not one of ours."""
         for life, known in list(self.links.items()):
             if known is link:
                 del self.links[life]
+                return life
+        return None
 
     async def aclose(self, grace: float) -> None:
         """Close every link, letting unsent bytes out first."""

@@ -497,7 +497,9 @@ class SmartIpc:
 
     def on_closed(self, link: Link, event: Closed) -> None:
         """Forget the link on whichever side it was."""
-        self._caller.forget(link)
+        life = self._caller.forget(link)
+        if life is not None:
+            self._publisher.lost(life)
         self._hub.forget(link)
         self._server.closed(link)
 

@@ -69,8 +69,7 @@ class Publisher:
 
     async def _place(self, one: Subscription) -> Link | None:
         """Wait for credit of a subscription and return the link to it; None when its life or itself is over."""
-        credit = self._credit(one)
-        while credit.left <= 0:
+        while self._credit(one).left <= 0:
             if one not in self._directory.state.subscriptions:
                 return None
             self._more.clear()
@@ -100,6 +99,12 @@ class Publisher:
         if credit is not None and credit.consumed < event.count <= credit.sent:
             credit.consumed = event.count
             self._more.set()
+
+    def lost(self, life: tuple[str, int]) -> None:
+        """Start the credit of a life anew: its subscriptions count per link, and that link is gone."""
+        for key in [key for key in self._credits if key[:2] == life]:
+            del self._credits[key]
+        self._more.set()
 
     def directory_changed(self) -> None:
         """Forget subscriptions that are over, and let waiting publishers look again."""

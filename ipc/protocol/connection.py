@@ -59,7 +59,10 @@ _DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True
 _RESPONSE = int(Kind.RESPONSE)
 _REQUEST = int(Kind.REQUEST)
 _KNOWN = frozenset(int(kind) for kind in Kind) - RESERVED
-_FLAGS = Flag.MORE | Flag.IGNORABLE
+_MORE = int(Flag.MORE)
+_IGNORABLE = int(Flag.IGNORABLE)
+_UNKNOWN_FLAGS = 0xFF & ~(_MORE | _IGNORABLE)
+_FRAGMENTABLE = frozenset(int(kind) for kind in FRAGMENTABLE)
 _CACHE = 1024
 """Encoded request heads that are kept; the table is emptied when it is full."""
 
@@ -382,8 +385,8 @@ class Connection:
             self._ignored += 1
             return
         whole = bytes(payload)
-        if kind in FRAGMENTABLE and (flags & Flag.MORE or (self._parts and self._parts.expects(kind, ident))):
-            complete = self._parts.add(kind, ident, head, whole, last=not flags & Flag.MORE)
+        if kind in _FRAGMENTABLE and (flags & _MORE or (self._parts and self._parts.expects(kind, ident))):
+            complete = self._parts.add(kind, ident, head, whole, last=not flags & _MORE)
             if complete is None:
                 return
             head, whole = complete
@@ -407,13 +410,13 @@ class Connection:
             raise FrameTooLarge(size, self.limits.frame)
         if head_size > size or head_size > self.limits.head:
             raise RemoteProtocolError(f"head of {head_size} bytes in a frame of {size}")
-        if flags & ~_FLAGS:
+        if flags & _UNKNOWN_FLAGS:
             raise RemoteProtocolError(f"flags 0x{flags:02x} are not negotiated")
         if kind in RESERVED:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} belongs to a feature that was not negotiated")
-        if kind not in _KNOWN and not flags & Flag.IGNORABLE:
+        if kind not in _KNOWN and not flags & _IGNORABLE:
             raise RemoteProtocolError(f"unknown frame kind 0x{kind:02x}")
-        if flags & Flag.MORE and kind not in FRAGMENTABLE:
+        if flags & _MORE and kind not in _FRAGMENTABLE:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} cannot be cut")
         if self.state is ConnectionState.OPENING:
             self._check_opening(size, kind)

@@ -33,7 +33,7 @@ class ReceiveBuffer:
         elif self.offset > len(self.data) // 2:
             del self.data[: self.offset]  # type: ignore[union-attr,unused-ignore]
             self.offset = 0
-        self.data += data  # type: ignore[operator]
+        self.data += data  # type: ignore[operator,unused-ignore]
 
     def clear(self) -> None:
         """Forget everything."""
