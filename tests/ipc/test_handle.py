@@ -1,0 +1,481 @@
+"""The async handle among its kind: several in one process, with a stage in the place of the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import pytest
+import uvloop
+
+from smartipc.ipc import control
+from smartipc.ipc.contracts import Method, Topic
+from smartipc.ipc.control import ExitFacts
+from smartipc.ipc.errors import (
+    ConnectionLost,
+    InvalidPayload,
+    LocalProtocolError,
+    NoSuchMethod,
+    NoSuchWorker,
+    Overloaded,
+    RemoteError,
+    RequestCancelled,
+    RequestTimeout,
+    WorkerDied,
+)
+from smartipc.ipc.handle import SmartIpc
+from smartipc.ipc.message import IpcMessage
+from smartipc.ipc.sync.testing import Stage, StagePort
+
+
+class Job(msgspec.Struct, frozen=True):
+    number: int
+
+
+class Refused(Exception): ...
+
+
+double = Method("w.double", Job, Job, errors=(Refused,))
+sleepy = Method("w.sleepy", Job, int)
+chain = Method("w.chain", type(None), float)
+jobs = Topic("jobs.done", Job)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def live(request: pytest.FixtureRequest) -> Callable[[Callable[[Stage], Awaitable[None]]], None]:
+    def run(scene: Callable[[Stage], Awaitable[None]]) -> None:
+        with tempfile.TemporaryDirectory(prefix="h-") as folder:
+            stage = Stage(folder)
+
+            async def main() -> None:
+                async with asyncio.timeout(30):
+                    await scene(stage)
+
+            with asyncio.Runner(loop_factory=request.param) as runner:
+                runner.run(main())
+            assert os.listdir(folder) == []
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def handle(stage: Stage, worker: str, slot: int = 0, **more: object) -> AsyncIterator[SmartIpc]:
+    launch = stage.add(worker, slot, **more)
+    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
+    await ipc._open()
+    try:
+        yield ipc
+    finally:
+        ipc._begin_stop("the end of the scene")
+        await ipc._close(2.0)
+
+
+def with_methods(ipc: SmartIpc, started: asyncio.Event | None = None) -> list[str]:
+    ended: list[str] = []
+
+    @ipc.handler(double)
+    def _(job: Job, message: IpcMessage[Job]) -> Job:
+        if job.number < 0:
+            raise Refused("below zero", job.number)
+        if job.number == 13:
+            raise ValueError("unlucky")
+        assert message.sender == "c:0"
+        assert message.remaining is not None
+        return Job(job.number * 2)
+
+    @ipc.handler(sleepy)
+    async def _(job: Job) -> int:
+        if started is not None:
+            started.set()
+        try:
+            await asyncio.sleep(job.number)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return ipc.slot
+
+    @ipc.handler("wrong")
+    def _(_: None) -> object:
+        return object()
+
+    @ipc.handler("self_cancel")
+    async def _(_: None) -> None:
+        raise asyncio.CancelledError
+
+    return ended
+
+
+def test_requests_replies_and_errors(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            with_methods(w)
+            await w.ready()
+            assert await c.request(double, Job(4)) == Job(8)
+            assert await c.request("w.double", {"number": 5}, reply_type=Job) == Job(10)
+            assert await c.request("w.double", {"number": 5}, headers={"a": "b"}) == {"number": 10}
+            with pytest.raises(Refused) as refused:
+                await c.request(double, Job(-1))
+            assert refused.value.args == ("below zero", -1)
+            with pytest.raises(RemoteError, match=r"w\.double on w:0 raised ValueError: unlucky") as unlucky:
+                await c.request(double, Job(13))
+            assert "test_handle.py" in (unlucky.value.remote_traceback or "")
+            with pytest.raises(InvalidPayload, match=r"\$\.number"):
+                await c.request("w.double", {"number": "x"})
+            with pytest.raises(InvalidPayload) as local:
+                await c.request(double, {"number": "x"})  # type: ignore[arg-type]
+            assert local.value.processed == "no"
+            with pytest.raises(InvalidPayload, match="result"):
+                await c.request("w.wrong")
+            with pytest.raises(RequestCancelled):
+                await c.request("w.self_cancel")
+            with pytest.raises(NoSuchMethod) as missing:
+                await c.request("w.nothing")
+            assert missing.value.known == ("w.double", "w.self_cancel", "w.sleepy", "w.wrong")
+            with pytest.raises(NoSuchWorker):
+                await c.request("x.y")
+            with pytest.raises(LocalProtocolError, match=r"worker\.method"):
+                await c.request("xy")
+            assert [peer.name for peer in c.peers["w"]] == ["w:0"]
+
+    live(scene)
+
+
+def test_a_worker_is_waited_for_within_the_deadline(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            with_methods(w)
+            with pytest.raises(RequestTimeout, match="w:0 is running") as late:
+                await c.request(double, Job(1), timeout=0.05)
+            assert late.value.processed == "no"
+            waiting = asyncio.ensure_future(c.request(double, Job(1)))
+            await asyncio.sleep(0)
+            await w.ready()
+            await w.ready()
+            assert await waiting == Job(2)
+
+    live(scene)
+
+
+def test_timeouts_and_cancels_reach_the_handler(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            started = asyncio.Event()
+            ended = with_methods(w, started)
+            await w.ready()
+            with pytest.raises(RequestTimeout) as late:
+                await c.request(sleepy, Job(60), timeout=0.05)
+            assert isinstance(late.value, TimeoutError)
+            started.clear()
+            task = asyncio.ensure_future(c.request(sleepy, Job(60)))
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while len(ended) < 2:
+                await asyncio.sleep(0)
+            assert ended == ["cancelled", "cancelled"]
+
+    live(scene)
+
+
+def test_deadlines_shrink_along_a_chain(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "v") as v, handle(stage, "c") as c:
+
+            @v.handler("left")
+            async def _(_: None, message: IpcMessage[None]) -> float:
+                assert message.remaining is not None
+                return message.remaining
+
+            @w.handler(chain)
+            async def _(_: None) -> float:
+                return float(await w.request("v.left", timeout=60))
+
+            await v.ready()
+            await w.ready()
+            assert await c.request(chain, None, timeout=2.0) < 2.0
+
+    live(scene)
+
+
+def test_choice_slot_key_broadcast_and_notify(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            c = await stack.enter_async_context(handle(stage, "c"))
+            pool = [await stack.enter_async_context(handle(stage, "w", slot)) for slot in range(3)]
+            seen: list[int] = []
+            for one in pool:
+                with_methods(one)
+
+                @one.handler("note")
+                async def _(number: int) -> None:
+                    seen.append(number)
+
+                await one.ready()
+            slots = await asyncio.gather(*(c.request(sleepy, Job(0)) for _ in range(9)))
+            assert sorted(slots) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+            assert {await c.request(sleepy, Job(0), slot=2) for _ in range(5)} == {2}
+            assert len({await c.request(sleepy, Job(0), key="k") for _ in range(5)}) == 1
+            outcomes = await c.broadcast(double, Job(2))
+            assert [(one.instance, one.value) for one in outcomes] == [(f"w:{n}", Job(4)) for n in range(3)]
+            refused = await c.broadcast(double, Job(-2))
+            assert [type(one.error) for one in refused] == [Refused] * 3
+            with pytest.raises(NoSuchWorker):
+                await c.broadcast("x.y")
+            await c.notify("w.note", 7)
+            await c.notify("w.nothing", 8)
+            await c.notify("w.note", "not a number")
+            while not seen:
+                await asyncio.sleep(0)
+
+    live(scene)
+
+
+def test_map_is_ordered_bounded_and_stops_early(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            with_methods(w)
+            await w.ready()
+            drawn = 0
+
+            async def payloads() -> AsyncIterator[Job]:
+                nonlocal drawn
+                for number in range(1000):
+                    drawn += 1
+                    yield Job(number + 100)
+
+            got = [job.number async for job in c.map(double, (Job(n) for n in range(20, 60)), concurrency=5)]
+            assert got == [2 * n for n in range(20, 60)]
+            unordered = {job.number async for job in c.map(double, [Job(n) for n in range(20, 60)], ordered=False)}
+            assert unordered == set(got)
+            results = c.map(double, payloads(), concurrency=4)
+            assert await anext(results) == Job(200)
+            await results.aclose()  # type: ignore[attr-defined]
+            assert drawn <= 6
+            with pytest.raises(Refused):
+                async for _ in c.map(double, [Job(20), Job(-1), Job(21)]):
+                    pass
+            with pytest.raises(LocalProtocolError):
+                await anext(c.map(double, [], concurrency=0))
+
+    live(scene)
+
+
+def test_concurrency_and_waiting_are_bounded(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        limits = {"concurrency_running": 2, "concurrency_waiting": 1}
+        async with handle(stage, "w", **limits) as w, handle(stage, "c") as c:
+            with_methods(w)
+            await w.ready()
+            tasks = [asyncio.ensure_future(c.request(sleepy, Job(60), timeout=0.2)) for _ in range(4)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert sorted(type(one).__name__ for one in results) == ["Overloaded"] + ["RequestTimeout"] * 3
+            assert await c.request(sleepy, Job(0)) == 0
+
+    live(scene)
+
+
+def test_a_death_is_told_with_its_facts(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c:
+            async with handle(stage, "w") as w:
+                started = asyncio.Event()
+                with_methods(w, started)
+                await w.ready()
+                task = asyncio.ensure_future(c.request(sleepy, Job(60)))
+                await started.wait()
+                begun = time.monotonic()
+                for link in tuple(w._server.links):
+                    link.close("killed")
+                stage.set("w:0", "failed", ExitFacts(signal="SIGKILL"))
+                with pytest.raises(WorkerDied) as died:
+                    await task
+                assert time.monotonic() - begun < 0.2
+                assert (died.value.instance, died.value.signal, died.value.processed) == ("w:0", "SIGKILL", "maybe")
+            with pytest.raises(WorkerDied) as gone:
+                await c.request(sleepy, Job(1))
+            assert gone.value.processed == "no"
+
+    live(scene)
+
+
+def test_a_lost_connection_to_a_living_worker(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            started = asyncio.Event()
+            with_methods(w, started)
+            await w.ready()
+            task = asyncio.ensure_future(c.request(sleepy, Job(60)))
+            await started.wait()
+            for link in tuple(w._server.links):
+                link.close("cut")
+            with pytest.raises(ConnectionLost) as lost:
+                await task
+            assert lost.value.processed == "maybe"
+            assert await c.request(double, Job(1)) == Job(2)
+
+    live(scene)
+
+
+def test_idempotent_calls_go_elsewhere(live: Callable[..., None]) -> None:
+    again = Method("w.again", type(None), int, idempotent=True)
+
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w", 0) as bad, handle(stage, "w", 1) as good:
+
+            @bad.handler(again)
+            async def _(_: None) -> int:
+                for link in tuple(bad._server.links):
+                    link.close("cut")
+                await asyncio.sleep(60)
+                return 0
+
+            @good.handler(again)
+            async def _(_: None, message: IpcMessage[None]) -> int:
+                return message.attempt
+
+            await bad.ready()
+            await good.ready()
+            attempts = {await c.request(again, None) for _ in range(6)}
+            assert attempts <= {1, 2}
+            assert 2 in attempts
+
+    live(scene)
+
+
+def test_topics(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "s") as s, handle(stage, "p") as p:
+            async with s.subscribe(jobs, max_pending=4) as messages, s.subscribe("jobs.*") as all_of_them:
+                publishing = asyncio.ensure_future(_publish(p, 50))
+                got = []
+                while len(got) < 50:
+                    message = await anext(messages)
+                    assert (message.topic, message.sender, message.missed) == ("jobs.done", "p:0", 0)
+                    got.append(message.payload.number)
+                await publishing
+                assert got == list(range(50))
+                assert messages.dropped == 0
+                assert (await anext(all_of_them)).payload == {"number": 0}
+                await p.publish("jobs.done", {"number": "wrong"})
+                with pytest.raises(InvalidPayload):
+                    await anext(messages)
+                assert p.publish_nowait(jobs, Job(1)) == 2
+                assert p.publish_nowait("jobs.other", 1) == 1
+                with pytest.raises(Overloaded):
+                    for _ in range(4):
+                        p.publish_nowait(jobs, Job(1))
+            assert p.publish_nowait(jobs, Job(1)) == 0
+            with pytest.raises(InvalidPayload):
+                await p.publish(jobs, {"number": None})  # type: ignore[arg-type]
+
+    live(scene)
+
+
+async def _publish(ipc: SmartIpc, count: int) -> None:
+    for number in range(count):
+        await ipc.publish(jobs, Job(number))
+
+
+def test_a_publisher_does_not_wait_for_the_dead(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "s") as s, handle(stage, "p") as p, s.subscribe(jobs, max_pending=1):
+            await p.publish(jobs, Job(0))
+            stuck = asyncio.ensure_future(p.publish(jobs, Job(1)))
+            await asyncio.sleep(0)
+            assert not stuck.done()
+            stage.set("s:0", "failed", ExitFacts(code=1))
+            await stuck
+
+    live(scene)
+
+
+def test_subscribers_and_the_end(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        seen: list[object] = []
+        async with handle(stage, "p") as p, handle(stage, "s") as s:
+
+            @s.subscriber(jobs)
+            def _(job: Job) -> None:
+                seen.append(job)
+                if job.number == 1:
+                    raise ValueError("logged, and the next one comes")
+
+            @s.subscriber("jobs.>")
+            async def _(payload: object, message: IpcMessage[object]) -> None:
+                seen.append(message.topic)
+
+            @s.on_stop
+            async def _() -> None:
+                seen.append("stopped")
+
+            await s.ready()
+            while len(stage._subscriptions) < 2:
+                await asyncio.sleep(0)
+            for number in range(3):
+                await p.publish(jobs, Job(number))
+            while len(seen) < 6:
+                await asyncio.sleep(0)
+            serving = asyncio.ensure_future(s.serve())
+            await asyncio.sleep(0)
+            assert not s.stopping
+            s._begin_stop("told")
+            await serving
+            assert s.stopping
+        assert seen[-1] == "stopped"
+        assert [one for one in seen if isinstance(one, Job)] == [Job(0), Job(1), Job(2)]
+
+    live(scene)
+
+
+def test_a_stopping_worker_refuses_new_calls_and_finishes_old_ones(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w", 1) as other:
+            with_methods(other)
+            async with handle(stage, "w", 0) as w:
+                started = asyncio.Event()
+                with_methods(w, started)
+                await w.ready()
+                old = asyncio.ensure_future(c.request(sleepy, Job(1), slot=0))
+                await started.wait()
+                await other.ready()
+                w._server.goodbye()
+                for _ in range(6):
+                    assert await c.request(double, Job(3)) == Job(6)
+                assert not old.done()
+            assert await old == 0
+
+    live(scene)
+
+
+def test_what_is_not_built_is_refused(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w:
+            for attempt in (
+                lambda: w.subscribe("a", queue="q"),
+                lambda: w.subscribe("a", overflow="latest"),
+                lambda: w.publish_nowait("a", 1, retain=True),
+            ):
+                with pytest.raises(LocalProtocolError, match="not supported yet"):
+                    attempt()
+            with pytest.raises(LocalProtocolError, match="at least 1"):
+                w.subscribe("a", max_pending=0)
+            with pytest.raises(LocalProtocolError, match="another worker"):
+                w.handler(Method("x.y", int, int))(lambda payload: payload)
+            with pytest.raises(LocalProtocolError, match="must take"):
+                w.handler("z")(lambda: None)
+            w.handler("z")(lambda payload: payload)
+            with pytest.raises(LocalProtocolError, match="has a handler already"):
+                w.handler("z")(lambda payload: payload)
+            w.beat()
+            w.set_status("x")
+            w.progress(1)
+            assert [method for _, method, _ in stage.notified] == [control.status_text.name, control.progress.name]
+            assert "<SmartIpc w:0 generation 1>" in repr(w)
+
+    live(scene)
