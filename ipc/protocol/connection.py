@@ -169,7 +169,7 @@ class Connection:
             self._parse(now, events)
         except RemoteProtocolError as error:
             self._fail(error, events)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._fail(RemoteProtocolError(f"malformed head: {error}"), events)
         return events
 

@@ -375,6 +375,7 @@ WELCOME = encoded(heads.Welcome(0, [], "", 0, 0, "", 1000))
         (frame(Kind.REQUEST, 1, flags=Flag.FDS), "flags 0x08 are not negotiated"),
         (frame(Kind.PING, 0, encoded(heads.PingHead(1)), flags=Flag.MORE), "cannot be cut"),
         (frame(Kind.REQUEST, 1, b"\xc1"), "malformed head"),
+        (frame(Kind.REQUEST, 1, b"\x91\xa2\xff\xfe"), "malformed head"),
         (frame(Kind.REQUEST, 1, encoded(heads.AckHead(3))), "malformed head"),
         (frame(Kind.REQUEST, 2, encoded(heads.RequestHead("w.m"))), "not the peer's to use"),
         (frame(Kind.REQUEST, 0, encoded(heads.RequestHead("w.m"))), "not the peer's to use"),

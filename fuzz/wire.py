@@ -1,0 +1,74 @@
+"""Throw mutated and random bytes at the protocol core until told to stop: `python fuzz/wire.py [seconds] [seed]`.
+
+The oracle: receive_data never raises, the memory of the connection stays bounded, nothing follows a Closed event.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import Closed
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.wire import heads
+from smartipc.ipc.wire.frames import PREFACE, Kind, frame
+
+encode = heads.encoder.encode
+GOOD = [
+    frame(Kind.HELLO, 0, encode(heads.Hello(0, 0, [], "f", 1, 1, "f", 1 << 24))),
+    frame(Kind.REQUEST, 1, encode(heads.RequestHead("a.b", 100)), b"\x80"),
+    frame(Kind.NOTIFY, 0, encode(heads.RequestHead("a.b")), b"\xc0"),
+    frame(Kind.MSG, 7, encode(heads.MessageHead("t.x")), b"\x01"),
+    frame(Kind.ACK, 7, encode(heads.AckHead(3))),
+    frame(Kind.CANCEL, 1),
+    frame(Kind.PING, 0, encode(heads.PingHead(1))),
+    frame(Kind.GOAWAY, 0, encode(heads.Reason("x"))),
+    frame(Kind.RESPONSE, 2, b"", b"\x01"),
+    frame(Kind.ERROR, 2, b"", encode(heads.Fault(2, "x", "y"))),
+    frame(Kind.OPEN, 1),
+    frame(Kind.DATA, 1, b"", b"x"),
+]
+
+
+def once(source: random.Random) -> int:
+    """Play one hostile peer; return how many bytes it sent."""
+    connection = Connection("server", Identity("target"))
+    connection.start(0.0)
+    data = bytearray(PREFACE + GOOD[0] if source.random() < 0.9 else b"")
+    for _ in range(source.randrange(1, 30)):
+        data += source.choice(GOOD) if source.random() < 0.8 else source.randbytes(source.randrange(64))
+    for _ in range(source.randrange(4)):
+        place = source.randrange(len(data) or 1)
+        data[place : place + 1] = source.choice((b"", b"\x00", b"\xff", source.randbytes(1), source.randbytes(4)))
+    closed, sent, now, start = False, bytearray(), 0.0, 0
+    while start < len(data):
+        size = source.randrange(1, 200)
+        now += source.random()
+        events = connection.receive_data(bytes(data[start : start + size]), now)
+        assert not (closed and events), "something followed the end"
+        closed = closed or any(isinstance(event, Closed) for event in events)
+        while connection.has_data:
+            sent += b"".join(connection.data_to_send())
+        start += size
+    assert len(connection._in) <= 300 * 1024  # noqa: SLF001 - the bound under test
+    return len(data)
+
+
+def main() -> None:
+    """Run for some seconds and say how much was thrown."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
+    print(f"seed {seed}")
+    source = random.Random(seed)
+    until = time.monotonic() + seconds
+    peers = size = 0
+    while time.monotonic() < until:
+        size += once(source)
+        peers += 1
+    print(f"{peers} hostile peers, {size} bytes, no violation")
+
+
+if __name__ == "__main__":
+    main()
