@@ -312,6 +312,7 @@ class Interrupt(BaseException):
 
 
 @pytest.mark.parametrize("turn", range(20))
+@pytest.mark.no_cover  # the interrupts would hit the coverage tool inside its own lock, and stay there
 def test_an_interrupt_in_the_middle_of_a_call_never_corrupts(turn: int) -> None:
     """The link is as good as before, or closed: never a wrong answer and never a hang."""
 
