@@ -77,7 +77,6 @@ class App:
             **os.environ,
             "XDG_RUNTIME_DIR": str(folder / "r"),
             "SMARTIPC_TEST_MARK": self.mark,
-            "PYTHONPATH": str(folder),
             **(env or {}),
         }
         self.env.pop("SMARTIPC_APP", None)

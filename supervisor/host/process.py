@@ -133,7 +133,21 @@ class ProcessHost:
         preload += [name for worker in self._spec.workers for name in worker.preload]
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(dict.fromkeys(preload)))
         missing = [path for path in self._spec.python_path if path not in sys.path]
-        sys.path[:0] = missing  # the fork server and spawned children inherit it: preload finds the app's modules
+        sys.path[:0] = missing  # spawned children inherit it
+        if any(worker.target and worker.start_method == "forkserver" for worker in self._spec.workers):
+            self._start_fork_server()
+
+    def _start_fork_server(self) -> None:
+        """Start it where preload finds the app's modules: before Python 3.12.4 it takes no sys.path from its parent."""
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([*self._spec.python_path, *([before] if before else [])])
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
 
     def close(self) -> None:
         """End the helpers; every life is over."""

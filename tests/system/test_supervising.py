@@ -388,3 +388,15 @@ def test_garbage_on_the_sockets_hurts_nobody(run: Callable[..., App], folder: Pa
     assert one.ctl("request", "pool.double", '{"n": 4}').stdout == "8\n"
     assert one.status()["pool:0"]["restarts"] == 0
     assert len(marked(one.mark)) >= 3
+
+
+def test_modules_of_python_path_are_preloaded(run: Callable[..., App], folder: Path) -> None:
+    (folder / "heavy.py").write_text(
+        "import os\nimported_by = os.getpid()\n"
+        "async def worker(ipc):\n"
+        "    ipc.set_status('preloaded' if imported_by != os.getpid() else 'imported late')\n"
+        "    await ipc.serve()\n"
+    )
+    one = run("h: {target: 'heavy:worker', preload: [heavy]}")
+    one.wait_state("h:0", "ready")
+    assert wait_for(lambda: one.status()["h:0"]["status"], "the worker tells") == "preloaded"
