@@ -278,17 +278,21 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class EventsRequest(msgspec.Struct, frozen=True):
-    """Events with seq > `since`; wait up to `wait` seconds for the first."""
+    """Events with seq > `since`, None: those of this supervisor; wait up to `wait` seconds for the first."""
 
-    since: int = 0
+    since: int | None = None
     wait: float = 0.0
 
 
 class Events(msgspec.Struct, frozen=True):
-    """`events` are ready-made JSON objects as SPEC 8 words them; `lost` counts those no longer kept."""
+    """`events` are ready-made JSON objects as SPEC 8 words them; `lost` counts those no longer kept.
+
+    `last` is the number of the newest event: what to ask for next if there was none.
+    """
 
     events: list[dict[str, Any]]
     lost: int = 0
+    last: int = 0
 
 
 class CallRequest(msgspec.Struct, frozen=True):

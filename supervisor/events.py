@@ -1,4 +1,8 @@
-"""The event log: every transition with its sequence number, kept in a ring, for commands and tests. No I/O."""
+"""The event log: every transition with its sequence number, in a ring in memory and in the app's state directory.
+
+Numbers go on where the last supervisor of the app stopped, so that whoever follows with `--since` misses nothing over
+a restart, or is told how much. Files are host/journal.py's business.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,23 @@ import msgspec
 
 from smartipc.ipc.control import Events
 from smartipc.supervisor.core.orders import Announce
+from smartipc.supervisor.host.journal import Journal
 
 KEPT = 10_000
 
 
 class EventLog:
-    """Events in order, as ready-made JSON objects (SPEC 8)."""
+    """Events in order, as ready-made JSON objects (SPEC 8).
 
-    def __init__(self) -> None:
-        self._events: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self._seq = 0
+    Args:
+        journal: the file behind it; None keeps them in memory only.
+    """
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        self._journal = journal
+        earlier = journal.read(KEPT) if journal is not None else []
+        self._events: deque[dict[str, Any]] = deque(earlier, maxlen=KEPT)
+        self._seq = self.begun_after = earlier[-1]["seq"] if earlier else 0
         self._waiting: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
@@ -45,18 +56,31 @@ class EventLog:
             "next_restart_in": announce.next_restart_in,
         }
         self._events.append(event)
+        if self._journal is not None:
+            self._journal.append(event)
         self.wake()
         return event
 
-    def since(self, seq: int) -> Events:
-        """Return the events after `seq`, and how many of them are no longer kept."""
-        found = [event for event in self._events if event["seq"] > seq]
+    def since(self, seq: int | None) -> Events:
+        """Return the events after `seq` (None: of this supervisor), and how many of them are no longer kept."""
+        after = self.begun_after if seq is None else seq
+        found = [event for event in self._events if event["seq"] > after]
         first = self._events[0]["seq"] if self._events else self._seq + 1
-        return Events(found, max(0, first - seq - 1))
+        return Events(found, max(0, min(first - 1, self._seq) - after), self._seq)
 
-    async def wait(self, seq: int, seconds: float) -> Events:
+    def about(self, instance: str, most: int) -> list[dict[str, Any]]:
+        """Return the newest events of one instance under this supervisor, oldest first."""
+        found: list[dict[str, Any]] = []
+        for event in reversed(self._events):
+            if event["seq"] <= self.begun_after or len(found) == most:
+                break
+            if event["instance"] == instance:
+                found.append(event)
+        return found[::-1]
+
+    async def wait(self, seq: int | None, seconds: float) -> Events:
         """Return the events after `seq`, waiting up to `seconds` for the first. Cancelling it loses nothing."""
-        if self._seq <= seq and seconds > 0:
+        if self._seq <= (self.begun_after if seq is None else seq) and seconds > 0:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await asyncio.wait({future}, timeout=seconds)

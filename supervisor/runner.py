@@ -45,6 +45,7 @@ from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Kil
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.directory import Book
 from smartipc.supervisor.events import EventLog, iso
+from smartipc.supervisor.host.journal import open_journal, state_directory
 from smartipc.supervisor.host.output import Output
 from smartipc.supervisor.host.process import Life, ProcessHost, SpawnError
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RuntimeDirectory
@@ -99,7 +100,8 @@ class App:
         self.run_id = uuid.uuid4().hex
         self.core = Core(spec, jitter=random.random)
         self.book = Book()
-        self.events = EventLog()
+        self._journal = open_journal(state_directory(spec.app, spec.supervisor.state_dir))
+        self.events = EventLog(self._journal)
         self.output = Output(json=spec.supervisor.log.format == "json")
         self.meter = Meter()
         self.said: dict[tuple[str, int], Said] = {}
@@ -154,6 +156,8 @@ class App:
                 task.cancel()
             self.host.close()
             self.output.flush(1.0)
+            if self._journal is not None:
+                self._journal.close()
         log.info("app %s ended with code %d", self.spec.app, code)
         return code
 
@@ -262,6 +266,8 @@ class App:
             return
         self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
         self.said[order.instance, order.generation] = Said()
+        if order.generation > 1:
+            self.output.mark(order.instance, f"--- generation {order.generation} begins, process {life.pid} ---")
         self.feed(Spawned(order.instance, order.generation, life.pid))
         if life.pipe is None:
             self.feed(Started(order.instance, order.generation))

@@ -76,6 +76,7 @@ class App:
         self.env = {
             **os.environ,
             "XDG_RUNTIME_DIR": str(folder / "r"),
+            "XDG_STATE_HOME": str(folder / "s"),
             "SMARTIPC_TEST_MARK": self.mark,
             **(env or {}),
         }

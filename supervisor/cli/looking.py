@@ -127,10 +127,15 @@ def logs(session: Any, name: str, follow: bool, lines: int, as_json: bool) -> No
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("--since", default=0, metavar="SEQ", type=click.IntRange(min=0), help="Only those after this number.")
+@click.option(
+    "--since",
+    metavar="SEQ",
+    type=click.IntRange(min=0),
+    help="Those after this number, also of earlier supervisors of the app; without it, all of the running one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_obj
-def events(session: Any, follow: bool, since: int, as_json: bool) -> None:
+def events(session: Any, follow: bool, since: int | None, as_json: bool) -> None:
     """Show what happened: every transition with its cause."""
     client: Client = session.client()
     wait = 0.0
@@ -140,7 +145,7 @@ def events(session: Any, follow: bool, since: int, as_json: bool) -> None:
             click.echo(f"{found.lost} events are no longer kept", err=True)
         for event in found.events:
             click.echo(plain(event) if as_json else _sentence(event))
-            since = event["seq"]
+        since = max(found.last, since or 0)
         if not follow:
             return
         sys.stdout.flush()

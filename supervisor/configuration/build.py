@@ -89,7 +89,7 @@ def _worker(
         concurrency=ConcurrencySpec(**_sound(keys.get("concurrency", {}))),
         env={**shared, **_env(keys, node, base, f"workers.{name}.", problems)},
         cwd=str(base / keys.get("cwd", ".")),
-        logs=LogsSpec(*(_log(logs.get(stream), base) for stream in ("stdout", "stderr"))),
+        logs=LogsSpec(**{**logs, **{stream: _log(logs.get(stream), base) for stream in ("stdout", "stderr")}}),
     )
 
 
@@ -97,9 +97,10 @@ def _supervisor(keys: AbstractMapping[str, Any], base: Path) -> SupervisorSpec:
     log = _sound(keys.get("log", {}))
     if "file" in log:
         log = {**log, "file": str(base / log["file"])}
-    runtime = keys.get("runtime_dir")
+    runtime, state = keys.get("runtime_dir"), keys.get("state_dir")
     return SupervisorSpec(
         runtime_dir=str(base / runtime) if runtime is not None else None,
+        state_dir=str(base / state) if state is not None else None,
         shutdown_timeout=keys.get("shutdown_timeout", 30.0),
         log=LogSpec(**log),
         on_idle=keys.get("on_idle", "wait"),

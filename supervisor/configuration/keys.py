@@ -18,6 +18,7 @@ from smartipc.supervisor.configuration.fields import (
     SignalName,
     Text,
 )
+from smartipc.supervisor.configuration.quantities import Size
 
 NAME = r"[a-z][a-z0-9_-]*"
 CONDITIONS = ("started", "ready", "completed", "succeeded")
@@ -67,11 +68,14 @@ CONCURRENCY = Record(
 LOGS = Record(
     {
         "stdout": Field(
-            _PATH, "file for its output, or `inherit` for the supervisor's own stdout", "the supervisor's, prefixed"
+            _PATH,
+            "file for its output, `{instance}` in it is replaced; or `inherit` for the supervisor's own stdout",
+            "the supervisor's, prefixed",
         ),
         "stderr": Field(_PATH, "the same for its errors", "the supervisor's, prefixed"),
-    },
-    later=frozenset({"max_bytes", "backups"}),
+        "max_bytes": Field(Size(), "size at which a file is rotated", "10MiB"),
+        "backups": Field(_COUNT, "old files kept; 0 empties the file instead", "5"),
+    }
 )
 
 WORKER_FIELDS = {
@@ -121,6 +125,7 @@ WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
 SUPERVISOR = Record(
     {
         "runtime_dir": Field(_PATH, "where its sockets are; made with mode 0700", "$XDG_RUNTIME_DIR/smartipc/<app>"),
+        "state_dir": Field(_PATH, "where its event log is kept", "$XDG_STATE_HOME/smartipc/<app>"),
         "shutdown_timeout": Field(Duration(), "longest shutdown; then everything left is killed", "30s"),
         "log": Field(
             Record(
@@ -136,7 +141,7 @@ SUPERVISOR = Record(
         ),
         "on_idle": Field(Choice(("wait", "exit")), "exit: leave once every worker has completed", "wait"),
     },
-    later=frozenset({"state_dir", "http", "trust"}),
+    later=frozenset({"http", "trust"}),
 )
 
 DEFAULTS = Record({n: f for n, f in WORKER_FIELDS.items() if n not in ("target", "command")}, later=WORKER_LATER)

@@ -49,10 +49,15 @@ class StopSpec:
 
 @dataclass(frozen=True, slots=True)
 class LogsSpec:
-    """Where output goes besides the supervisor's own log. "inherit": raw onto the supervisor's stream, unprefixed."""
+    """Where output goes instead of the supervisor's own streams. "inherit": raw onto them, unprefixed.
+
+    A path may hold "{instance}".
+    """
 
     stdout: str | None = None
     stderr: str | None = None
+    max_bytes: int = 10 * 1024 * 1024
+    backups: int = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,100 +1,71 @@
 """Output of the instances: drained without ever blocking them, prefixed, kept as a bounded tail, passed on.
 
-Splitting and formatting only; which descriptor belongs to which life is process.py's business.
+A chatty child writes hundreds of thousands of lines a second, so lines stay bytes and travel in batches: what one read
+of a pipe gave is split, prefixed and written as a whole. Which descriptor belongs to which life is process.py's
+business; files and our own streams are logfile.py and sink.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import os
 import re
-import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import IO, Literal
+from typing import Literal
 
 import msgspec
 
 from smartipc.ipc.control import LogLine
+from smartipc.supervisor.host.logfile import LogFile
+from smartipc.supervisor.host.sink import Sink
 
 LINE = 64 * 1024
 """Longest line in bytes; a longer one is split."""
 TAIL = 1000
-"""Lines kept per instance."""
-BACKLOG = 8 * 1024 * 1024
-"""Bytes kept for a reader of our own stdout or stderr that does not read; what is more is dropped and counted."""
+"""Lines kept per instance, and"""
+TAIL_BYTES = 512 * 1024
+"""their bytes at most."""
 _READ = 64 * 1024
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL_BYTES = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
-Stream = Literal["stdout", "stderr"]
+Stream = Literal["stdout", "stderr", "supervisor"]
 
 
-class Sink:
-    """One of our own streams, written without ever blocking the supervisor on its reader.
+class Tail:
+    """The last lines of one instance, bounded in number and bytes."""
 
-    Args:
-        descriptor: where to write; kept blocking for everybody else, so it is written only when poll allows it.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._waiting: deque[bytes] = deque()
+    def __init__(self) -> None:
+        self._lines: deque[tuple[int, float, Stream, bytes]] = deque()
         self._bytes = 0
-        self._dropped = 0
-        self._watching = False
 
     def __repr__(self) -> str:
-        return f"<Sink fd {self._descriptor}, {self._bytes} bytes waiting, {self._dropped} lines dropped>"
+        return f"<Tail of {len(self._lines)} lines, {self._bytes} bytes>"
 
-    def write(self, data: bytes) -> None:
-        """Write a line, now or when the reader reads."""
-        if self._bytes > BACKLOG:
-            self._dropped += 1
-            return
-        if self._dropped:
-            data = f"smartipc: {self._dropped} lines dropped, their reader was too slow\n".encode() + data
-            self._dropped = 0
-        self._waiting.append(data)
-        self._bytes += len(data)
-        self.flush(0.0)
+    def extend(self, seq: int, at: float, stream: Stream, lines: list[bytes]) -> None:
+        """Add lines numbered from `seq`, and let go of the oldest."""
+        kept = lines[-TAIL:]
+        first = seq + len(lines) - len(kept)
+        self._lines.extend((first + index, at, stream, line) for index, line in enumerate(kept))
+        self._bytes += sum(map(len, kept))
+        while len(self._lines) > TAIL or self._bytes > TAIL_BYTES:
+            self._bytes -= len(self._lines.popleft()[3])
 
-    def flush(self, wait: float) -> None:
-        """Write what waits, giving the reader at most `wait` seconds to make room."""
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        deadline = time.monotonic() + wait
-        while self._waiting:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                self._watch()
-                return
-            data = self._waiting[0]
-            try:
-                written = os.write(self._descriptor, data[: select.PIPE_BUF])
-            except OSError:
-                self._waiting.clear()  # the reader is gone: there is nobody to tell
-                self._bytes = 0
-                return
-            self._bytes -= written
-            if written == len(data):
-                self._waiting.popleft()
-            else:
-                self._waiting[0] = data[written:]
-        self._unwatch()
+    def newest(self, instance: str, lines: int, after: int, stream: str | None) -> list[LogLine]:
+        """Return the last lines with a number above `after`, oldest first."""
 
-    def _watch(self) -> None:
-        if not self._watching:
-            with contextlib.suppress(RuntimeError, PermissionError, OSError):
-                asyncio.get_running_loop().add_writer(self._descriptor, self.flush, 0.0)
-                self._watching = True
+        def found() -> Iterator[LogLine]:
+            for seq, at, origin, data in reversed(self._lines):
+                if seq <= after:
+                    return
+                if stream is None or stream == origin:
+                    yield LogLine(seq, at, instance, origin, data.decode("utf-8", "backslashreplace"))
 
-    def _unwatch(self) -> None:
-        if self._watching:
-            self._watching = False
-            with contextlib.suppress(RuntimeError):
-                asyncio.get_running_loop().remove_writer(self._descriptor)
+        return list(itertools.islice(found(), lines))[::-1]
 
 
 class Output:
@@ -108,26 +79,35 @@ class Output:
         self._json = json
         self._sinks = {"stdout": Sink(1), "stderr": Sink(2)}
         self._seq = 0
-        self._tails: dict[str, deque[LogLine]] = {}
+        self._tails: dict[str, Tail] = {}
         self.arrived: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
         return f"<Output of {len(self._tails)} instances, {self._seq} lines>"
 
-    def line(self, instance: str, stream: Stream, text: str, file: IO[bytes] | None) -> None:
-        """Take one line of an instance; `file` takes it raw instead of our own stream."""
-        self._seq += 1
-        line = LogLine(self._seq, time.time(), instance, stream, text)
-        self._tails.setdefault(instance, deque(maxlen=TAIL)).append(line)
+    def lines(self, instance: str, stream: Stream, lines: list[bytes], file: LogFile | None = None) -> None:
+        """Take lines of an instance, without their newlines; `file` takes them raw instead of our own stream."""
+        at = time.time()
+        self._keep(instance, stream, lines, at)
         if file is not None:
-            file.write(text.encode("utf-8", "surrogateescape") + b"\n")
-            file.flush()
+            file.write(b"\n".join(lines) + b"\n")
         elif self._json:
-            self._sinks[stream].write(as_json("info", instance, stream, text, line.at))
+            texts = [line.decode("utf-8", "backslashreplace") for line in lines]
+            data = b"".join(as_json("info", instance, stream, text, at) for text in texts)
+            self._sinks[stream].write(data, len(lines))
         else:
-            self._sinks[stream].write(
-                f"{instance} | {_CONTROL.sub(_escaped, text)}\n".encode("utf-8", "backslashreplace")
-            )
+            self._sinks[stream].write(_prefixed(instance, lines), len(lines))
+
+    def mark(self, instance: str, text: str) -> None:
+        """Put a line of our own between those of an instance: where one life ends and the next begins."""
+        self._keep(instance, "supervisor", [text.encode("utf-8", "backslashreplace")], time.time())
+
+    def _keep(self, instance: str, stream: Stream, lines: list[bytes], at: float) -> None:
+        tail = self._tails.get(instance)
+        if tail is None:
+            tail = self._tails[instance] = Tail()
+        tail.extend(self._seq + 1, at, stream, lines)
+        self._seq += len(lines)
         waiting, self.arrived = self.arrived, []
         for future in waiting:
             if not future.done():
@@ -135,12 +115,8 @@ class Output:
 
     def tail(self, instance: str, *, lines: int, after: int = 0, stream: str | None = None) -> list[LogLine]:
         """Return the last lines of an instance with a sequence number above `after`, oldest first."""
-        kept = [
-            line
-            for line in self._tails.get(instance, ())
-            if line.seq > after and (stream is None or line.stream == stream)
-        ]
-        return kept[-lines:] if lines else []
+        kept = self._tails.get(instance)
+        return kept.newest(instance, lines, after, stream) if kept is not None else []
 
     def flush(self, wait: float) -> None:
         """Write what waits to our own streams before the end."""
@@ -153,24 +129,21 @@ class Drain:
 
     Args:
         descriptor: read end, taken over.
-        emit: called with each line, without its newline.
+        emit: called with the lines of each read, without their newlines.
     """
 
-    def __init__(self, descriptor: int, emit: Callable[[str], None]) -> None:
+    def __init__(self, descriptor: int, emit: Callable[[list[bytes]], None]) -> None:
         self._descriptor = descriptor
         self._emit = emit
         self._rest = b""
         self._loop = asyncio.get_running_loop()
         self.closed = False
         os.set_blocking(descriptor, False)
-        self._loop.add_reader(descriptor, self._readable)
+        # One chunk per turn of the loop, so that one chatty child does not hold up the others.
+        self._loop.add_reader(descriptor, self._take)
 
     def __repr__(self) -> str:
         return f"<Drain fd {self._descriptor}{' closed' if self.closed else ''}>"
-
-    def _readable(self) -> None:
-        """Take one chunk per loop turn, so that one chatty child does not hold up the others."""
-        self._take()
 
     def _take(self) -> bool:
         try:
@@ -183,15 +156,14 @@ class Drain:
             self.close()
             return False
         *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._emit_line(line)
+        if b"\r" in data:
+            lines = [line.removesuffix(b"\r") for line in lines]
         while len(self._rest) > LINE:
-            self._emit_line(self._rest[:LINE])
+            lines.append(self._rest[:LINE])
             self._rest = self._rest[LINE:]
+        if lines:
+            self._emit(lines)
         return True
-
-    def _emit_line(self, line: bytes) -> None:
-        self._emit(line.removesuffix(b"\r").decode("utf-8", "surrogateescape"))
 
     def finish(self) -> None:
         """Take what is in the pipe now, at most a pipe's worth, and close: the life is over."""
@@ -208,7 +180,7 @@ class Drain:
         self._loop.remove_reader(self._descriptor)
         os.close(self._descriptor)
         if self._rest:
-            self._emit_line(self._rest)
+            self._emit([self._rest])
             self._rest = b""
 
 
@@ -218,6 +190,16 @@ def as_json(level: str, instance: str, stream: str, message: str, at: float) -> 
     safe = message.encode("utf-8", "backslashreplace").decode() if not message.isascii() else message
     body = {"at": moment, "level": level, "instance": instance, "stream": stream, "message": safe}
     return msgspec.json.encode(body) + b"\n"
+
+
+def _prefixed(instance: str, lines: list[bytes]) -> bytes:
+    """Return the lines with their instance in front, and without what could move a terminal's cursor."""
+    text = b"\n".join(lines)
+    if not text.isascii() or len(text.translate(None, _CONTROL_BYTES)) != len(text):
+        clean = _CONTROL.sub(_escaped, text.decode("utf-8", "backslashreplace"))
+        text = clean.encode("utf-8", "backslashreplace")
+    prefix = instance.encode() + b" | "
+    return prefix + text.replace(b"\n", b"\n" + prefix) + b"\n"
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -36,6 +36,7 @@ from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.host import entry
 from smartipc.supervisor.host.exits import OomWatch, facts_of, facts_of_code
 from smartipc.supervisor.host.guard import Guard
+from smartipc.supervisor.host.logfile import LogFile, LogFiles
 from smartipc.supervisor.host.output import Drain, Output, Stream
 
 log = logging.getLogger("smartipc.supervisor")
@@ -69,7 +70,7 @@ class Life:
     sentinel: int | None = None
     process: Any = None
     drains: list[Drain] = field(default_factory=list)
-    files: list[IO[bytes]] = field(default_factory=list)
+    files: list[LogFile] = field(default_factory=list)
     ending: Ending | None = None
     """What it said of its end."""
     killed: bool = False
@@ -114,6 +115,7 @@ class ProcessHost:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._contexts: dict[str, BaseContext] = {}
         self._folder = folder
+        self._log_files = LogFiles()
         self.lives: dict[str, Life] = {}
 
     def __repr__(self) -> str:
@@ -173,13 +175,13 @@ class ProcessHost:
             SpawnError: no process came to be; nothing is left open.
         """
         with contextlib.ExitStack() as ours_on_failure, contextlib.ExitStack() as theirs:
-            files = [self._file(worker.logs.stdout, ours_on_failure), self._file(worker.logs.stderr, ours_on_failure)]
-            ends: list[int] = []
-            reads: list[tuple[int, Stream, IO[bytes] | None]] = []
             streams: tuple[tuple[Stream, str | None], ...] = (
                 ("stdout", worker.logs.stdout),
                 ("stderr", worker.logs.stderr),
             )
+            files = [self._file(to, worker, instance, ours_on_failure) for _, to in streams]
+            ends: list[int] = []
+            reads: list[tuple[int, Stream, LogFile | None]] = []
             for (stream, to), file in zip(streams, files, strict=True):
                 if to == "inherit":
                     ends.append(1 if stream == "stdout" else 2)
@@ -251,16 +253,19 @@ class ProcessHost:
         life.process = process
         return life
 
-    def _file(self, path: str | None, stack: contextlib.ExitStack) -> IO[bytes] | None:
-        if path is None or path == "inherit":
+    def _file(self, to: str | None, worker: WorkerSpec, instance: str, stack: contextlib.ExitStack) -> LogFile | None:
+        if to is None or to == "inherit":
             return None
+        path = to.replace("{instance}", instance)
         try:
-            return stack.enter_context(open(path, "ab"))
+            file = self._log_files.open(path, worker.logs.max_bytes, worker.logs.backups)
         except OSError as error:
             raise SpawnError(f"cannot open log file {path}: {error.strerror}") from error
+        stack.callback(self._log_files.release, file)
+        return file
 
-    def _emitter(self, instance: str, stream: Stream, file: IO[bytes] | None) -> Callable[[str], None]:
-        return lambda line: self._output.line(instance, stream, line, file)
+    def _emitter(self, instance: str, stream: Stream, file: LogFile | None) -> Callable[[list[bytes]], None]:
+        return lambda lines: self._output.lines(instance, stream, lines, file)
 
     # signals
 
@@ -343,7 +348,7 @@ class ProcessHost:
         for drain in life.drains:
             drain.finish()
         for file in life.files:
-            file.close()
+            self._log_files.release(file)
         os.close(life.pidfd)
         if life.sentinel is not None:
             # The object closes its sentinel when it is collected; it must believe that its process has ended.
