@@ -11,9 +11,11 @@ from typing import Any
 
 from smartipc.ipc import links
 from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import LinkHost, RemoteFault
-from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, NoSuchWorker, RequestTimeout, SmartIpcError
+from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory
@@ -93,35 +95,36 @@ class Caller:
 
     async def request(
         self,
-        method: str,
-        payload: bytes,
+        name: str,
+        encoded: bytes,
         *,
-        worker: str,
         timeout: float,
+        to: Peer | None = None,
         slot: int | None = None,
         key: str | None = None,
         headers: dict[str, str] | None = None,
         idempotent: bool = False,
         declared: tuple[type[BaseException], ...] = (),
-    ) -> tuple[bytes, str]:
-        """Call an instance of `worker` and return the reply's payload and the instance that gave it.
+    ) -> bytes:
+        """Call an instance of the address's worker and return the reply's payload.
 
         Raises:
-            CallError: see SmartIpc.request; declared errors as themselves.
+            CallError: see Endpoint.request; declared errors as themselves.
         """
+        worker = worker_of(name)
+        if to is not None:
+            slot = pinned(worker, to, slot)
         deadline = self._loop.time() + timeout
         attempt = 1
         refused = 0
         while True:
-            entry = await self._pick(method, worker, slot, key, deadline, timeout)
+            entry = await self._pick(name, worker, slot, key, deadline, timeout)
             try:
                 return await self.call(
-                    entry, method, payload, deadline=deadline, headers=headers, attempt=attempt, declared=declared
-                ), entry.instance
+                    entry, name, encoded, deadline=deadline, headers=headers, attempt=attempt, declared=declared
+                )
             except RequestTimeout as error:
-                raise RequestTimeout(
-                    timeout, method=method, instance=entry.instance, processed=error.processed
-                ) from None
+                raise RequestTimeout(timeout, method=name, instance=entry.instance, processed=error.processed) from None
             except (CallError, ConnectFailed) as error:
                 decision = attempts.after(error, idempotent=idempotent, attempt=attempt)
                 if decision == "raise":
@@ -133,6 +136,46 @@ class Caller:
             refused = refused + 1 if decision == "again" else 0
             if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
                 await asyncio.sleep(attempts.BACKOFF)
+
+    async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
+        """Choose an instance, wait until it is ready, and return an open link to it.
+
+        Raises:
+            RequestTimeout: none became ready in time.
+            NoSuchWorker, WorkerDied: none will.
+        """
+        worker = worker_of(name)
+        if to is not None:
+            slot = pinned(worker, to, slot)
+        deadline = self._loop.time() + timeout
+        while True:
+            entry = await self._pick(name, worker, slot, key, deadline, timeout)
+            link = await self.link_when_possible(entry)
+            if link is not None:
+                return link
+
+    async def broadcast(
+        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+    ) -> list[tuple[str, bytes | BaseException]]:
+        """Ask every living instance of the address's worker, and return what each one answered, by slot.
+
+        Raises:
+            NoSuchWorker: there is no such worker.
+        """
+        worker, state = worker_of(name), self._directory.state
+        if worker not in state.by_worker:
+            raise NoSuchWorker(worker, state.workers(), method=name)
+        deadline = self._loop.time() + timeout
+        entries = [one for one in state.by_worker[worker] if state.lives(one.instance, one.generation)]
+        expected: tuple[type[BaseException], ...] = (SmartIpcError, *declared)
+
+        async def one(entry: Entry) -> tuple[str, bytes | BaseException]:
+            try:
+                return entry.instance, await self.call(entry, name, encoded, deadline=deadline, declared=declared)
+            except expected as error:
+                return entry.instance, error
+
+        return list(await asyncio.gather(*(one(entry) for entry in entries)))
 
     async def call(
         self,

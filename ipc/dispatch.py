@@ -5,6 +5,7 @@ Decides and converts; never waits, sends or runs a handler. Each handle calls wh
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
-from smartipc.ipc.message import IpcMessage, epoch
+from smartipc.ipc.message import IpcMessage, Peer, epoch
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
@@ -142,6 +143,7 @@ def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, 
     return method.name, encoded
 
 
+@functools.lru_cache(maxsize=1024)
 def worker_of(address: str) -> str:
     """Return the worker part of "worker.method".
 
@@ -152,6 +154,17 @@ def worker_of(address: str) -> str:
     if not (worker and dot and method):
         raise LocalProtocolError(f"{address!r} is not an address: expected 'worker.method'")
     return worker
+
+
+def pinned(worker: str, to: Peer, slot: int | None) -> int:
+    """Return the slot that `to=` stands for.
+
+    Raises:
+        LocalProtocolError: it is an instance of another worker, or `slot=` says otherwise.
+    """
+    if to.name != f"{worker}:{to.slot}" or slot not in (None, to.slot):
+        raise LocalProtocolError(f"to={to.name} does not go with a call to {worker}")
+    return to.slot
 
 
 def _positional(function: Callable[..., Any]) -> int:

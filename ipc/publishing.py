@@ -20,7 +20,7 @@ from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.subscriptions import Credit, Inbox, published, subscription_of
+from smartipc.ipc.subscriptions import Credit, Inbox, subscription_of
 
 T = TypeVar("T")
 log = logging.getLogger("smartipc.topics")
@@ -38,32 +38,32 @@ class Publisher:
     def __repr__(self) -> str:
         return f"<Publisher to {len(self._credits)} subscriptions>"
 
-    async def publish(self, topic: Topic[Any] | str, payload: Any) -> None:
-        """Send to every subscription, waiting for credit; see SmartIpc.publish."""
-        name, encoded = published(topic, payload)
-        for one in self._directory.state.subscribed(name):
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription, waiting for credit; see Endpoint.publish."""
+        _no_retain(retain)
+        for one in self._directory.state.subscribed(topic):
             link = await self._place(one)
             if link is not None:
-                self._send(link, one, name, encoded)
+                self._send(link, one, topic, encoded)
                 await link.drained()
 
-    def publish_nowait(self, topic: Topic[Any] | str, payload: Any) -> int:
-        """Send to every subscription or to none; see SmartIpc.publish_nowait."""
-        name, encoded = published(topic, payload)
-        targets = self._directory.state.subscribed(name)
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+        """Send to every subscription or to none; see Endpoint.publish_nowait."""
+        _no_retain(retain)
+        targets = self._directory.state.subscribed(topic)
         for one in targets:
             if self._credit(one).left <= 0:
-                raise Overloaded(method=name, instance=one.instance)
+                raise Overloaded(method=topic, instance=one.instance)
         sent = 0
         for one in targets:
             entry = self._directory.state.entries[one.instance]
             try:
                 link = self._caller.link_to(entry)
             except BlockingIOError:
-                raise Overloaded(method=name, instance=one.instance) from None
+                raise Overloaded(method=topic, instance=one.instance) from None
             except ConnectFailed:
                 continue
-            self._send(link, one, name, encoded)
+            self._send(link, one, topic, encoded)
             sent += 1
         return sent
 
@@ -112,6 +112,11 @@ class Publisher:
         for key in [key for key in self._credits if key not in alive]:
             del self._credits[key]
         self._more.set()
+
+
+def _no_retain(retain: bool) -> None:
+    if retain:
+        raise LocalProtocolError("publish(retain=True) is not supported yet")
 
 
 class Messages(Generic[T]):

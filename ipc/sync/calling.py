@@ -16,15 +16,18 @@ from typing import Any
 
 from smartipc.ipc import links
 from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
     ConnectFailed,
     ConnectionLost,
     LocalProtocolError,
+    NoSuchWorker,
     RequestTimeout,
     SmartIpcError,
 )
+from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, ConsumedReceived
 from smartipc.ipc.routing import attempts, balance
@@ -52,14 +55,13 @@ class Call:
     Args:
         method: full address.
         payload: encoded.
-        worker: the address's worker.
         timeout: seconds for all attempts together.
         entry: the life to ask, and no other (broadcast); else one is chosen per attempt.
     """
 
     __slots__ = (
         "attempt", "avoid", "deadline", "declared", "entry", "error", "fixed", "headers", "idempotent", "ident", "key",
-        "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "waiting_for", "worker",
+        "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "to", "waiting_for",
     )  # fmt: skip
 
     def __init__(
@@ -67,8 +69,8 @@ class Call:
         method: str,
         payload: bytes,
         *,
-        worker: str,
         timeout: float,
+        to: Peer | None = None,
         slot: int | None = None,
         key: str | None = None,
         headers: dict[str, str] | None = None,
@@ -78,8 +80,8 @@ class Call:
     ) -> None:
         self.method = method
         self.payload = payload
-        self.worker = worker
         self.timeout = timeout
+        self.to = to
         self.slot = slot
         self.key = key
         self.headers = headers
@@ -107,6 +109,11 @@ class Call:
     def done(self) -> bool:
         """Whether `result` returns or raises."""
         return self.reply is not None or self.error is not None
+
+    @property
+    def instance(self) -> str:
+        """The instance that is, or was last, asked."""
+        return self.entry.instance if self.entry is not None else ""
 
     def result(self) -> bytes:
         """Return the reply's payload or raise the error."""
@@ -246,7 +253,7 @@ class Caller(QuietHost):
         """Carry one call to its end and return the reply's payload.
 
         Raises:
-            CallError: see SmartIpc.request; declared errors as themselves.
+            CallError: see Endpoint.request; declared errors as themselves.
         """
         self.start(call)
         while not call.done:
@@ -293,6 +300,21 @@ class Caller(QuietHost):
         if call.link is not None:
             call.link.cancel(call.ident)
             call.link = None
+
+    def everyone(self, call: Call) -> list[Call]:
+        """Return one call for every living instance of the address's worker, by slot.
+
+        Raises:
+            NoSuchWorker: there is no such worker.
+        """
+        worker, state = worker_of(call.method), self._directory.state
+        if worker not in state.by_worker:
+            raise NoSuchWorker(worker, state.workers(), method=call.method)
+        return [
+            Call(call.method, call.payload, timeout=call.timeout, declared=call.declared, entry=entry)
+            for entry in state.by_worker[worker]
+            if state.lives(entry.instance, entry.generation)
+        ]
 
     def notify(self, call: Call) -> None:
         """Write one one-way message to the instance that `call` would be sent to.
@@ -404,16 +426,19 @@ class Caller(QuietHost):
         """Tell whether an instance that has not failed this call is ready."""
         if call.slot is not None or call.key is not None or call.avoid is None:
             return False
-        entries = self._directory.state.by_worker.get(call.worker, ())
+        entries = self._directory.state.by_worker.get(worker_of(call.method), ())
         return any(one.ready and (one.instance, one.generation) not in call.avoid for one in entries)
 
     def _choose(self, call: Call) -> Entry | None:
         """Return the instance for the next attempt; else the call rests or has its error."""
         state = self._directory.state
+        worker = worker_of(call.method)
+        if call.to is not None:
+            call.slot = pinned(worker, call.to, call.slot)
         self._turn += 1
         chosen = balance.select(
             state,
-            call.worker,
+            worker,
             slot=call.slot,
             key=call.key,
             method=call.method,

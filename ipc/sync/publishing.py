@@ -26,7 +26,7 @@ from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.subscriptions import Credit, Inbox, published, subscription_of
+from smartipc.ipc.subscriptions import Credit, Inbox, subscription_of
 from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller, Life
 from smartipc.ipc.sync.serving import Server
 
@@ -48,12 +48,12 @@ class Publisher:
     def __repr__(self) -> str:
         return f"<Publisher to {len(self._credits)} subscriptions>"
 
-    def publish(self, topic: Topic[Any] | str, payload: Any) -> None:
-        """Send to every subscription, waiting for credit; see SmartIpc.publish."""
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription, waiting for credit; see Endpoint.publish."""
         self._caller.require_own()
-        name, encoded = published(topic, payload)
-        for one in self._directory.state.subscribed(name):
-            while not self._sent(one, name, encoded) and one in self._directory.state.subscriptions:
+        _no_retain(retain)
+        for one in self._directory.state.subscribed(topic):
+            while not self._sent(one, topic, encoded) and one in self._directory.state.subscriptions:
                 pass
 
     def _sent(self, one: Subscription, name: str, encoded: bytes) -> bool:
@@ -73,28 +73,28 @@ class Publisher:
         self._caller.wait(link, lambda: self._may_go_on(one, link))
         return False
 
-    def publish_nowait(self, topic: Topic[Any] | str, payload: Any) -> int:
-        """Send to every subscription or to none; see SmartIpc.publish_nowait."""
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+        """Send to every subscription or to none; see Endpoint.publish_nowait."""
         self._caller.require_own()
-        name, encoded = published(topic, payload)
+        _no_retain(retain)
         targets: list[tuple[Subscription, Link]] = []
-        for one in self._directory.state.subscribed(name):
+        for one in self._directory.state.subscribed(topic):
             entry = self._directory.state.entries[one.instance]
             try:
                 link = self._caller.link_to(entry)
             except BlockingIOError:
-                raise Overloaded(method=name, instance=one.instance) from None
+                raise Overloaded(method=topic, instance=one.instance) from None
             except ConnectFailed:
                 continue
             if self._credit(one).left <= 0:
                 link.pump(0)  # nobody else reads credits of a worker that only publishes
             if not link.flush() or self._credit(one).left <= 0:
-                raise Overloaded(method=name, instance=one.instance)
+                raise Overloaded(method=topic, instance=one.instance)
             targets.append((one, link))
         sent = 0
         for one, link in targets:
             if self._take(one):
-                self._send(link, one, name, encoded, wait=False)
+                self._send(link, one, topic, encoded, wait=False)
                 sent += 1
         return sent
 
@@ -143,6 +143,11 @@ class Publisher:
         alive = {(one.instance, one.generation, one.number) for one in self._directory.state.subscriptions}
         for key in [key for key in list(self._credits) if key not in alive]:
             self._credits.pop(key, None)
+
+
+def _no_retain(retain: bool) -> None:
+    if retain:
+        raise LocalProtocolError("publish(retain=True) is not supported yet")
 
 
 class Messages(Generic[T]):

@@ -1,0 +1,417 @@
+"""The public verbs of the async flavour, written once: what a worker, a client and a server can say and hear.
+
+A verb checks and encodes, then hands over to a Router, which knows where things go: `handle.py` has the one with a
+directory of instances, `client.py` the one with a single link, `server.py` the one with many clients. No links, waiting
+or retries in here. The blocking twin is sync/endpoint.py; a test keeps the two from drifting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeVar, cast, overload
+
+from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
+from smartipc.ipc.dispatch import Registry, request_payload
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.message import IpcMessage, Outcome, Peer
+from smartipc.ipc.publishing import Messages, deliver
+from smartipc.ipc.serving import current_deadline
+from smartipc.ipc.subscriptions import published
+from smartipc.ipc.wire import codec
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+H = TypeVar("H")
+
+LOOK_AHEAD = 32
+"""Calls that `map` keeps under way unless `concurrency` says otherwise."""
+
+
+class Router(Protocol):
+    """Where things go. Names are full addresses, payloads are encoded and checked, timeouts are seconds from now."""
+
+    def request(
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        idempotent: bool = False,
+        declared: tuple[type[BaseException], ...] = (),
+    ) -> Awaitable[bytes]:
+        """Carry one call to its end, over all its attempts, and return the reply's payload."""
+        ...
+
+    async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
+        """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
+        ...
+
+    async def broadcast(
+        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+    ) -> list[tuple[str, bytes | BaseException]]:
+        """Ask everybody who serves `name`, and return what each one answered."""
+        ...
+
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription of a topic, waiting for those that are full."""
+        ...
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+        """Send to every subscription of a topic, or to none."""
+        ...
+
+    def subscribe(
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
+    ) -> Messages[Any]:
+        """Make a subscription that is registered when it is entered."""
+        ...
+
+
+class Endpoint:
+    """One end of conversations. Not made by itself: see SmartIpc, IpcClient, IpcServer.
+
+    Args:
+        registry: the handlers.
+        router: where things go.
+    """
+
+    def __init__(self, registry: Registry, router: Router) -> None:
+        self._registry = registry
+        self._router = router
+        self._loop = asyncio.get_running_loop()
+        self._subscribers: list[tuple[Messages[Any], Callable[..., Any], bool]] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._delivering = False
+
+    # requests
+
+    @overload
+    async def request(
+        self,
+        method: Method[Req, Rep],
+        payload: Req,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Rep: ...
+
+    @overload
+    async def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        reply_type: type[T],
+    ) -> T: ...
+
+    @overload
+    async def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any: ...
+
+    async def request(
+        self,
+        method: Method[Any, Any] | str,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        reply_type: Any = None,
+    ) -> Any:
+        """Ask an instance of a worker and return its reply.
+
+        Args:
+            method: a contract, or "worker.method".
+            payload: must fit the contract.
+            timeout: seconds; default the contract's, and never more than what the request being handled has left.
+            to: ask this peer, of `ipc.peers` or of `server.clients`.
+            slot: pin this instance.
+            key: equal keys go to the same instance while the ready ones stay the same.
+            headers: strings that the handler sees in its message.
+            reply_type: decode the reply into this type, for a method given by name.
+
+        Cancelling the caller cancels the handler.
+
+        Raises:
+            RequestTimeout: no reply in time, or no instance became ready in time.
+            WorkerDied, ConnectionLost: the instance was lost; `processed` says what is known of the call.
+            NoSuchWorker, NoSuchMethod, Overloaded, InvalidPayload, RemoteError: what they say.
+            Exception: an error that the contract declares, as itself.
+        """
+        name, encoded = request_payload(method, payload)
+        contract = method if isinstance(method, Method) else None
+        reply = await self._router.request(
+            name,
+            encoded,
+            timeout=_budget(contract, timeout),
+            to=to,
+            slot=slot,
+            key=key,
+            headers=headers,
+            idempotent=contract is not None and contract.idempotent,
+            declared=contract.errors if contract is not None else (),
+        )
+        return _decode(reply, contract, reply_type, name)
+
+    async def notify(
+        self,
+        method: Method[Req, Any] | str,
+        payload: Req | Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Send a one-way message to an instance; returns when it is written, not when it is handled.
+
+        Raises:
+            RequestTimeout: no instance became ready within `timeout` seconds.
+            NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
+        """
+        name, encoded = request_payload(method, payload)
+        contract = method if isinstance(method, Method) else None
+        until = time.monotonic() + _budget(contract, timeout)
+        while True:
+            left = max(0.0, until - time.monotonic())
+            link = await self._router.reach(name, timeout=left, to=to, slot=slot, key=key)
+            with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
+                link.notify(name, encoded, headers=headers)
+                await link.drained()
+                return
+
+    async def broadcast(
+        self, method: Method[Req, Rep] | str, payload: Req | Any = None, *, timeout: float | None = None
+    ) -> list[Outcome[Rep]]:
+        """Ask every live instance of a worker, or every client, and return one Outcome each; partial results are kept.
+
+        Raises:
+            NoSuchWorker, InvalidPayload: as request; errors of single instances are in their outcomes.
+        """
+        name, encoded = request_payload(method, payload)
+        contract = method if isinstance(method, Method) else None
+        declared = contract.errors if contract is not None else ()
+        answers = await self._router.broadcast(name, encoded, timeout=_budget(contract, timeout), declared=declared)
+        return [_outcome(instance, answer, contract, name) for instance, answer in answers]
+
+    async def map(
+        self,
+        method: Method[Req, Rep],
+        payloads: Iterable[Req] | AsyncIterable[Req],
+        *,
+        concurrency: int = LOOK_AHEAD,
+        ordered: bool = True,
+        timeout: float | None = None,
+        to: Peer | None = None,
+    ) -> AsyncIterator[Rep]:
+        """Call once per payload, at most `concurrency` under way, and yield the replies, in order if `ordered`.
+
+        Payloads are drawn only as places come free. The first failure is raised at its place; leaving the iteration
+        early cancels what is under way.
+
+        Raises:
+            LocalProtocolError: `concurrency` is below 1.
+            Exception: as request.
+        """
+        if concurrency < 1:
+            raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
+        source = _drawn(payloads)
+        running: deque[asyncio.Task[Rep]] = deque()
+        more = True
+        try:
+            while True:
+                while more and len(running) < concurrency:
+                    try:
+                        payload = await anext(source)
+                    except StopAsyncIteration:
+                        more = False
+                    else:
+                        running.append(self._loop.create_task(self.request(method, payload, timeout=timeout, to=to)))
+                if not running:
+                    return
+                if ordered:
+                    yield await running.popleft()
+                    continue
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                running = deque(task for task in running if task not in done)
+                finished = deque(done)
+                while finished:
+                    yield finished.popleft().result()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    # topics
+
+    async def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
+        """Send to every subscription of the topic; waits while one of them has its window full.
+
+        Cancelling it may leave the later subscriptions without the message, never a part of it.
+
+        Raises:
+            InvalidPayload: it does not fit the topic's type.
+            LocalProtocolError: `retain` is not supported yet.
+        """
+        name, encoded = published(topic, payload)
+        await self._router.publish(name, encoded, retain=retain)
+
+    def publish_nowait(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> int:
+        """Send to every subscription, or to none, and return how many.
+
+        Raises:
+            Overloaded: a subscription has its window full; nothing was sent.
+            InvalidPayload, LocalProtocolError: as publish.
+        """
+        name, encoded = published(topic, payload)
+        return self._router.publish_nowait(name, encoded, retain=retain)
+
+    @overload
+    def subscribe(
+        self, topic: Topic[T], *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
+    ) -> Messages[T]: ...
+
+    @overload
+    def subscribe(
+        self, topic: str, *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
+    ) -> Messages[Any]: ...
+
+    def subscribe(
+        self,
+        topic: Topic[Any] | str,
+        *,
+        queue: str | None = None,
+        max_pending: int | None = None,
+        overflow: str = "block",
+    ) -> Messages[Any]:
+        """Subscribe to a topic or a pattern: `async with ipc.subscribe(t) as messages: async for message in messages`.
+
+        Once entered, every later publish by any live worker reaches it. `max_pending` (default 1024) is how many
+        unconsumed messages each publisher may have sent; then `publish` waits.
+
+        Raises:
+            LocalProtocolError: `queue` and other overflow policies than "block" are not supported yet.
+            ValueError: the pattern is malformed.
+        """
+        return self._router.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
+
+    def subscriber(self, topic: Topic[Any] | str) -> Callable[[F], F]:
+        """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time."""
+
+        def register(function: F) -> F:
+            wants = len(inspect.signature(function).parameters) > 1
+            messages = self.subscribe(topic)
+            self._subscribers.append((messages, function, wants))
+            if self._delivering:
+                self._keep(self._loop.create_task(deliver(messages, function, wants_message=wants)))
+            return function
+
+        return register
+
+    # serving
+
+    @overload
+    def handler(
+        self, method: Method[Req, Rep]
+    ) -> Callable[
+        [Callable[[Req], Rep | Awaitable[Rep]] | Callable[[Req, IpcMessage[Req]], Rep | Awaitable[Rep]]],
+        Callable[..., Rep | Awaitable[Rep]],
+    ]: ...
+
+    @overload
+    def handler(self, method: str) -> Callable[[F], F]: ...
+
+    def handler(self, method: Method[Any, Any] | str) -> Callable[[Any], Any]:
+        """Register the decorated function, `def` or `async def`, taking (payload) or (payload, message).
+
+        A contract carries the full address; a plain name is relative to this worker. A plain `def` runs on the event
+        loop: keep it short.
+
+        Raises:
+            LocalProtocolError: the name is taken or another worker's, or the signature does not fit.
+        """
+
+        def register(function: Any) -> Any:
+            self._registry.add(method, function)
+            return function
+
+        return register
+
+    # for the three that inherit
+
+    def _deliver(self) -> None:
+        """Enter the subscriptions of `subscriber` functions, now and from now on."""
+        self._delivering = True
+        for messages, function, wants_message in self._subscribers:
+            self._keep(self._loop.create_task(deliver(messages, function, wants_message=wants_message)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _budget(contract: Method[Any, Any] | None, timeout: float | None) -> float:
+    budget = timeout if timeout is not None else (contract.timeout if contract is not None else DEFAULT_TIMEOUT)
+    deadline = current_deadline.get()
+    if deadline is not None:
+        budget = min(budget, deadline - time.monotonic())
+    if budget <= 0:
+        raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
+    return budget
+
+
+def _decode(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:
+    wanted = contract.reply if contract is not None else (Any if reply_type is None else reply_type)
+    return codec.decode(reply, wanted, method=name)
+
+
+def _outcome(
+    instance: str, answer: bytes | BaseException, contract: Method[Any, Any] | None, name: str
+) -> Outcome[Any]:
+    if isinstance(answer, BaseException):
+        return Outcome(instance, error=cast("SmartIpcError", answer))
+    try:
+        return Outcome(instance, _decode(answer, contract, None, name))
+    except SmartIpcError as error:
+        return Outcome(instance, error=error)
+
+
+async def _drawn(payloads: Iterable[H] | AsyncIterable[H]) -> AsyncIterator[H]:
+    if isinstance(payloads, AsyncIterable):
+        async for payload in payloads:
+            yield payload
+    else:
+        for payload in payloads:
+            yield payload

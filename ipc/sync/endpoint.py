@@ -1,0 +1,440 @@
+"""The public verbs of the blocking flavour, written once: the twin of endpoint.py, without await.
+
+A verb checks and encodes, then hands a Call to a Router, which knows where things go: `handle.py` has the one with a
+directory of instances, `client.py` the one with a single link, `server.py` the one with many clients. No links, waiting
+or retries in here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Protocol, TypeVar, cast, overload
+
+from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
+from smartipc.ipc.dispatch import Registry, request_payload
+from smartipc.ipc.errors import LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.message import IpcMessage, Outcome, Peer
+from smartipc.ipc.subscriptions import published
+from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.sync.serving import current_deadline
+from smartipc.ipc.wire import codec
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOOK_AHEAD = 32
+"""Calls that `map` keeps under way unless `concurrency` says otherwise."""
+
+
+class Router(Protocol):
+    """Where things go. Calls carry full addresses and encoded, checked payloads."""
+
+    def request(self, call: Call) -> bytes:
+        """Carry one call to its end, over all its attempts, and return the reply's payload."""
+        ...
+
+    def start(self, call: Call) -> None:
+        """Make the first attempt of a call that `drive` carries on."""
+        ...
+
+    def drive(self, calls: Collection[Call]) -> None:
+        """Work on all the calls until at least one is done; returns at once when one is."""
+        ...
+
+    def cancel(self, call: Call) -> None:
+        """Give a call up that is not done."""
+        ...
+
+    def notify(self, call: Call) -> None:
+        """Write one one-way message."""
+        ...
+
+    def everyone(self, call: Call) -> list[Call]:
+        """Return one call for everybody who serves the method of `call`; each knows its `instance`."""
+        ...
+
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription of a topic, waiting for those that are full."""
+        ...
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+        """Send to every subscription of a topic, or to none."""
+        ...
+
+    def subscribe(
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
+    ) -> Messages[Any]:
+        """Make a subscription that is registered when it is entered."""
+        ...
+
+
+class Endpoint:
+    """One end of conversations. Not made by itself: see SmartIpc, IpcClient, IpcServer.
+
+    Args:
+        registry: the handlers.
+        router: where things go.
+    """
+
+    def __init__(self, registry: Registry, router: Router) -> None:
+        self._registry = registry
+        self._router = router
+        self._subscribers: list[Messages[Any]] = []
+        self._delivering = False
+
+    # requests
+
+    @overload
+    def request(
+        self,
+        method: Method[Req, Rep],
+        payload: Req,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Rep: ...
+
+    @overload
+    def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        reply_type: type[T],
+    ) -> T: ...
+
+    @overload
+    def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any: ...
+
+    def request(
+        self,
+        method: Method[Any, Any] | str,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        reply_type: Any = None,
+    ) -> Any:
+        """Ask an instance of a worker and return its reply.
+
+        Args:
+            method: a contract, or "worker.method".
+            payload: must fit the contract.
+            timeout: seconds; default the contract's, and never more than what the request being handled has left.
+            to: ask this peer, of `ipc.peers` or of `server.clients`.
+            slot: pin this instance.
+            key: equal keys go to the same instance while the ready ones stay the same.
+            headers: strings that the handler sees in its message.
+            reply_type: decode the reply into this type, for a method given by name.
+
+        An exception that interrupts the wait (KeyboardInterrupt) cancels the call.
+
+        Raises:
+            RequestTimeout: no reply in time, or no instance became ready in time.
+            WorkerDied, ConnectionLost: the instance was lost; `processed` says what is known of the call.
+            NoSuchWorker, NoSuchMethod, Overloaded, InvalidPayload, RemoteError: what they say.
+            LocalProtocolError: the handle was inherited through fork.
+            Exception: an error that the contract declares, as itself.
+        """
+        contract = method if isinstance(method, Method) else None
+        call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
+        return _decode(self._router.request(call), contract, reply_type, call.method)
+
+    def notify(
+        self,
+        method: Method[Req, Any] | str,
+        payload: Req | Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Send a one-way message to an instance; returns when it is written, not when it is handled.
+
+        Raises:
+            RequestTimeout: no instance became ready within `timeout` seconds.
+            NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
+        """
+        contract = method if isinstance(method, Method) else None
+        call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
+        self._router.notify(call)
+
+    def broadcast(
+        self, method: Method[Req, Rep] | str, payload: Req | Any = None, *, timeout: float | None = None
+    ) -> list[Outcome[Rep]]:
+        """Ask every live instance of a worker, or every client, and return one Outcome each; partial results are kept.
+
+        Raises:
+            NoSuchWorker, InvalidPayload: as request; errors of single instances are in their outcomes.
+        """
+        contract = method if isinstance(method, Method) else None
+        calls = self._router.everyone(_call(method, payload, contract, timeout=timeout))
+        waiting = list(calls)
+        try:
+            for call in calls:
+                self._router.start(call)
+            while waiting := [call for call in waiting if not call.done]:
+                self._router.drive(waiting)
+        finally:
+            for call in waiting:
+                self._router.cancel(call)
+        return [_outcome(call, contract) for call in calls]
+
+    def map(
+        self,
+        method: Method[Req, Rep],
+        payloads: Iterable[Req],
+        *,
+        concurrency: int = LOOK_AHEAD,
+        ordered: bool = True,
+        timeout: float | None = None,
+        to: Peer | None = None,
+    ) -> Iterator[Rep]:
+        """Call once per payload, at most `concurrency` under way, and yield the replies, in order if `ordered`.
+
+        Payloads are drawn only as places come free. The first failure is raised at its place; leaving the iteration
+        early (closing the iterator) cancels what is under way. No threads: the calls are pipelined.
+
+        Raises:
+            LocalProtocolError: `concurrency` is below 1.
+            Exception: as request.
+        """
+        if concurrency < 1:
+            raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
+        return self._map(method, iter(payloads), concurrency, ordered=ordered, timeout=timeout, to=to)
+
+    def _map(
+        self,
+        method: Method[Req, Rep],
+        source: Iterator[Req],
+        concurrency: int,
+        *,
+        ordered: bool,
+        timeout: float | None,
+        to: Peer | None,
+    ) -> Iterator[Rep]:
+        running: deque[Call] = deque()
+        more = True
+        try:
+            while True:
+                while more and len(running) < concurrency:
+                    try:
+                        payload = next(source)
+                    except StopIteration:
+                        more = False
+                    else:
+                        call = _call(method, payload, method, timeout=timeout, to=to)
+                        running.append(call)
+                        self._router.start(call)
+                if not running:
+                    return
+                if ordered:
+                    while not running[0].done:
+                        self._router.drive([call for call in running if not call.done])
+                    call = running.popleft()
+                    yield _decode(call.result(), method, None, call.method)
+                    continue
+                self._router.drive(running)
+                finished = [call for call in running if call.done]
+                running = deque(call for call in running if not call.done)
+                for call in finished:
+                    yield _decode(call.result(), method, None, call.method)
+        finally:
+            for call in running:
+                self._router.cancel(call)
+
+    # topics
+
+    def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
+        """Send to every subscription of the topic; waits while one of them has its window full.
+
+        Raises:
+            InvalidPayload: it does not fit the topic's type.
+            LocalProtocolError: `retain` is not supported yet.
+        """
+        name, encoded = published(topic, payload)
+        self._router.publish(name, encoded, retain=retain)
+
+    def publish_nowait(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> int:
+        """Send to every subscription, or to none, and return how many.
+
+        Raises:
+            Overloaded: a subscription has its window full, or its socket; nothing was sent.
+            InvalidPayload, LocalProtocolError: as publish.
+        """
+        name, encoded = published(topic, payload)
+        return self._router.publish_nowait(name, encoded, retain=retain)
+
+    @overload
+    def subscribe(
+        self, topic: Topic[T], *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
+    ) -> Messages[T]: ...
+
+    @overload
+    def subscribe(
+        self, topic: str, *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
+    ) -> Messages[Any]: ...
+
+    def subscribe(
+        self,
+        topic: Topic[Any] | str,
+        *,
+        queue: str | None = None,
+        max_pending: int | None = None,
+        overflow: str = "block",
+    ) -> Messages[Any]:
+        """Subscribe to a topic or a pattern: `with ipc.subscribe(topic) as messages: for message in messages`.
+
+        Once entered, every later publish by any live worker reaches it. `max_pending` (default 1024) is how many
+        unconsumed messages each publisher may have sent; then `publish` waits. Iterating ends when the worker is told
+        to stop; in the home thread it also serves the requests that arrive meanwhile.
+
+        Raises:
+            LocalProtocolError: `queue` and other overflow policies than "block" are not supported yet.
+            ValueError: the pattern is malformed.
+        """
+        return self._router.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
+
+    def subscriber(self, topic: Topic[Any] | str) -> Callable[[F], F]:
+        """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time."""
+
+        def register(function: F) -> F:
+            refuse_async(function, "a subscriber")
+            messages = self.subscribe(topic)
+            messages.function = function
+            messages.wants_message = len(inspect.signature(function).parameters) > 1
+            self._subscribers.append(messages)
+            if self._delivering:
+                messages.__enter__()
+            return function
+
+        return register
+
+    # serving
+
+    @overload
+    def handler(
+        self, method: Method[Req, Rep]
+    ) -> Callable[[Callable[[Req], Rep] | Callable[[Req, IpcMessage[Req]], Rep]], Callable[..., Rep]]: ...
+
+    @overload
+    def handler(self, method: str) -> Callable[[F], F]: ...
+
+    def handler(self, method: Method[Any, Any] | str) -> Callable[[Any], Any]:
+        """Register the decorated plain function, taking (payload) or (payload, message).
+
+        A contract carries the full address; a plain name is relative to this worker. Handlers run one at a time, in
+        the home thread.
+
+        Raises:
+            TypeError: an `async def`: a blocking worker has no event loop to run it.
+            LocalProtocolError: the name is taken or another worker's, or the signature does not fit.
+        """
+
+        def register(function: Any) -> Any:
+            refuse_async(function, "a handler")
+            self._registry.add(method, function)
+            return function
+
+        return register
+
+    # for the three that inherit
+
+    def _deliver(self) -> None:
+        """Enter the subscriptions of `subscriber` functions, now and from now on."""
+        self._delivering = True
+        for messages in self._subscribers:
+            messages.__enter__()
+
+
+def _call(
+    method: Method[Any, Any] | str,
+    payload: Any,
+    contract: Method[Any, Any] | None,
+    *,
+    timeout: float | None,
+    to: Peer | None = None,
+    slot: int | None = None,
+    key: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Call:
+    name, encoded = request_payload(method, payload)
+    return Call(
+        name,
+        encoded,
+        timeout=_budget(contract, timeout),
+        to=to,
+        slot=slot,
+        key=key,
+        headers=headers,
+        idempotent=contract is not None and contract.idempotent,
+        declared=contract.errors if contract is not None else (),
+    )
+
+
+def _budget(contract: Method[Any, Any] | None, timeout: float | None) -> float:
+    budget = timeout if timeout is not None else (contract.timeout if contract is not None else DEFAULT_TIMEOUT)
+    deadline = current_deadline.get()
+    if deadline is not None:
+        budget = min(budget, deadline - time.monotonic())
+    if budget <= 0:
+        raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
+    return budget
+
+
+def _decode(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:
+    wanted = contract.reply if contract is not None else (Any if reply_type is None else reply_type)
+    return codec.decode(reply, wanted, method=name)
+
+
+def _outcome(call: Call, contract: Method[Any, Any] | None) -> Outcome[Any]:
+    try:
+        return Outcome(call.instance, _decode(call.result(), contract, None, call.method))
+    except Exception as error:
+        if not isinstance(error, SmartIpcError) and not isinstance(error, call.declared):
+            raise
+        return Outcome(call.instance, error=cast("SmartIpcError", error))
+
+
+def refuse_async(function: Callable[..., Any], what: str) -> None:
+    """Refuse a function that would need an event loop.
+
+    Raises:
+        TypeError: it is async.
+    """
+    plain = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(
+            f"{name} is async, but {what} of a blocking endpoint must be a plain function: "
+            "use the async flavour, or drop the async"
+        )
