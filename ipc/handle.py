@@ -16,13 +16,13 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
     ConsumedReceived,
-    GoodbyeReceived,
     MessageReceived,
     NotifyReceived,
     RequestReceived,
@@ -70,10 +70,12 @@ class SmartIpc(Endpoint):
     """
 
     def __init__(self, launch: Launch, directory: Directory, port: ControlPort) -> None:
-        self._caller = Caller(launch, directory, self)
-        self._publisher = Publisher(directory, self._caller)
-        self._hub = Hub(launch, port)
+        arrivals = _Arrivals()
         registry = Registry(launch.worker, links.instance_name(launch))
+        self._caller = arrivals.caller = Caller(launch, directory, arrivals)
+        self._publisher = arrivals.publisher = Publisher(directory, self._caller)
+        self._hub = arrivals.hub = Hub(launch, port)
+        self._server = arrivals.server = Server(launch, registry, arrivals)
         super().__init__(registry, InstanceRouter(self._caller, self._publisher, self._hub))
         self.app = launch.app
         self.worker = launch.worker
@@ -85,7 +87,6 @@ class SmartIpc(Endpoint):
         self._port = port
         self._stop = asyncio.Event()
         self._stop_cause = ""
-        self._server = Server(launch, registry, self)
         self._on_stop: list[Callable[[], Any]] = []
         self._ready = False
 
@@ -178,41 +179,45 @@ class SmartIpc(Endpoint):
         self._caller.directory_changed()
         self._publisher.directory_changed()
 
-    # LinkHost: what arrives on any link
 
-    def on_opened(self, link: Link) -> None:
-        """Nothing to do: requests may flow before."""
+class _Arrivals(QuietHost):
+    """The LinkHost of a worker: hands what arrives on any link to the part that it is for.
+
+    A goodbye needs nothing: the directory says so too, and new calls are refused unprocessed until it does.
+    """
+
+    caller: Caller
+    publisher: Publisher
+    hub: Hub
+    server: Server
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Serve it."""
-        self._server.on_request(link, event)
+        self.server.on_request(link, event)
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""
-        self._server.on_notify(link, event)
+        self.server.on_notify(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""
-        self._server.on_cancel(link, event.id)
+        self.server.on_cancel(link, event.id)
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
-        self._hub.on_message(link, event)
+        self.hub.on_message(link, event)
 
     def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
         """Take credit back for the life at the other end."""
-        for life, known in self._caller.links.items():
+        for life, known in self.caller.links.items():
             if known is link:
-                self._publisher.consumed(life, event)
+                self.publisher.consumed(life, event)
                 return
-
-    def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:
-        """The peer is stopping: the directory says so too, and new calls are refused unprocessed until it does."""
 
     def on_closed(self, link: Link, event: Closed) -> None:
         """Forget the link on whichever side it was."""
-        life = self._caller.forget(link)
+        life = self.caller.forget(link)
         if life is not None:
-            self._publisher.lost(life)
-        self._hub.forget(link)
-        self._server.closed(link)
+            self.publisher.lost(life)
+        self.hub.forget(link)
+        self.server.closed(link)
