@@ -17,6 +17,7 @@ from smartipc.supervisor.configuration.problems import Problems
 from smartipc.supervisor.core.spec import (
     AppSpec,
     ConcurrencySpec,
+    GroupSpec,
     HeartbeatSpec,
     LogSpec,
     LogsSpec,
@@ -48,6 +49,10 @@ def app_spec(decoded: AbstractMapping[str, Any], root: Mapping, path: Path, prob
         supervisor=_supervisor(_sound(decoded.get("supervisor", {})), base),
         python_path=tuple(str(base / one) for one in decoded.get("python_path", ())),
         config_path=str(path.absolute()),
+        groups=tuple(
+            GroupSpec(name=name, **{"members": (), **_sound(keys)})
+            for name, keys in _sound(decoded.get("groups", {})).items()
+        ),
     )
 
 
@@ -84,6 +89,7 @@ def _worker(
         start_timeout=keys.get("start_timeout", 30.0),
         restart=RestartSpec(**({"policy": restart} if isinstance(restart, str) else _sound(restart))),
         on_failed=keys.get("on_failed", "ignore"),
+        significant=keys.get("significant", False),
         heartbeat=HeartbeatSpec(heartbeat.get("interval", 1.0), heartbeat.get("timeout", 10.0), heartbeat.get("from")),
         stop=StopSpec(**_sound(keys.get("stop", {}))),
         concurrency=ConcurrencySpec(**_sound(keys.get("concurrency", {}))),

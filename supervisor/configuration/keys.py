@@ -6,6 +6,7 @@ Data only. Decoding, the JSON schema and the reference page all come from here.
 from __future__ import annotations
 
 from smartipc.supervisor.configuration.fields import (
+    Boolean,
     Choice,
     Duration,
     Either,
@@ -105,9 +106,8 @@ WORKER_FIELDS = {
     ),
     "start_timeout": Field(Duration(), "longest start", "30s"),
     "restart": Field(Either(RESTART.fields["policy"].kind, RESTART), "when and how soon it is restarted", "on-failure"),
-    "on_failed": Field(
-        Choice(("ignore", "shutdown"), later=("stop-group",)), "what follows when it is given up", "ignore"
-    ),
+    "on_failed": Field(Choice(("ignore", "stop-group", "shutdown")), "what follows when it is given up", "ignore"),
+    "significant": Field(Boolean(), "its own end may end its group: see auto_shutdown", "false"),
     "heartbeat": Field(Either(Choice(("off",)), HEARTBEAT), "how a hang is noticed"),
     "stop": Field(STOP, "how it is ended"),
     "concurrency": Field(CONCURRENCY, "how much it does at once"),
@@ -118,9 +118,36 @@ WORKER_FIELDS = {
 }
 WORKER_LATER = frozenset(
     {"spares", "liveness", "recycle", "limits", "user", "umask", "hooks", "schedule", "sockets", "allow",
-     "rate_limit", "watch", "significant"}
+     "rate_limit", "watch"}
 )  # fmt: skip
 WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
+
+GROUP = Record(
+    {
+        "members": Field(
+            ListOf(Text(pattern=NAME, form="a worker's or group's name"), least=1), "workers and groups, in start order"
+        ),
+        "strategy": Field(
+            Choice(("one-for-one", "one-for-all", "rest-for-one")),
+            "who restarts when a member fails: it, all, or it and the later ones",
+            "one-for-one",
+        ),
+        "max_restarts": Field(
+            _COUNT, "automatic restarts of its members allowed in a window; one more and it stops", "5"
+        ),
+        "window": Field(Duration(), "length of that window", "60s"),
+        "on_failed": Field(
+            Choice(("ignore", "stop-group", "shutdown")),
+            "what follows when its restarts are spent, unless a group around it restarts it",
+            "ignore",
+        ),
+        "auto_shutdown": Field(
+            Choice(("never", "any-significant", "all-significant")),
+            "stop it when any, or all, of its significant workers have ended by themselves",
+            "never",
+        ),
+    }
+)
 
 SUPERVISOR = Record(
     {
@@ -158,6 +185,7 @@ APP = Record(
         "supervisor": Field(SUPERVISOR, "the supervisor itself"),
         "defaults": Field(DEFAULTS, "any worker key, for all workers"),
         "workers": Field(_WORKERS, "the workers, by name"),
+        "groups": Field(MapOf(GROUP, key=NAME, key_words=_NAME_WORDS), "groups of workers, by name", "{}"),
     },
-    later=frozenset({"groups", "sockets"}),
+    later=frozenset({"sockets"}),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from smartipc.supervisor.configuration import groups
 from smartipc.supervisor.configuration.keys import NAME
 from smartipc.supervisor.configuration.nodes import Mapping
 from smartipc.supervisor.configuration.problems import Place, Problems, did_you_mean
@@ -26,7 +27,8 @@ def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
         _kind(worker, node, workers.keys[worker.name], problems)
         _times(worker, node, problems)
         _dependencies(worker, node, spec, problems)
-    _cycles(spec, workers, problems)
+    if not _cycles(spec, workers, problems):
+        groups.validate(spec, root, problems)
 
 
 def _kind(worker: WorkerSpec, node: Mapping, place: Place, problems: Problems) -> None:
@@ -80,7 +82,7 @@ def _dependencies(worker: WorkerSpec, node: Mapping, spec: AppSpec, problems: Pr
             problems.add(place, path, f"there is no worker {name!r}", did_you_mean(name, known))
 
 
-def _cycles(spec: AppSpec, workers: Mapping, problems: Problems) -> None:
+def _cycles(spec: AppSpec, workers: Mapping, problems: Problems) -> bool:
     edges = {
         worker.name: tuple(name for name, _ in worker.depends_on if name != worker.name) for worker in spec.workers
     }
@@ -88,3 +90,4 @@ def _cycles(spec: AppSpec, workers: Mapping, problems: Problems) -> None:
     if cycle is not None:
         place = workers.keys[cycle[0]]
         problems.add(place, f"workers.{cycle[0]}.depends_on", f"the dependencies form a cycle: {' -> '.join(cycle)}")
+    return cycle is not None

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias, assert_never
 
 from smartipc.ipc.control import ExitFacts, State
+from smartipc.supervisor.core.ends import Ends
 from smartipc.supervisor.core.facts import (
     AppStart,
     Beat,
@@ -56,7 +57,8 @@ class Core:
     def __init__(self, spec: AppSpec, *, jitter: Callable[[], float]) -> None:
         self.spec = spec
         self.app_state: Literal["starting", "running", "stopping"] = "starting"
-        self._lives = Lives(spec, jitter)
+        self._lives = Lives(spec)
+        self._ends = Ends(self._lives, jitter)
         self._slots = self._lives.slots
         self._answers = self._lives.answers
         self._shutdown_orders: list[int] = []
@@ -97,9 +99,9 @@ class Core:
             case Started() | BecameReady():
                 self._lives.on_progress(fact, now)
             case SpawnFailed():
-                self._lives.on_end(fact.instance, fact.generation, ExitFacts(reason=fact.reason), now)
+                self._ends.on_end(fact.instance, fact.generation, ExitFacts(reason=fact.reason), now)
             case Exited():
-                self._lives.on_end(fact.instance, fact.generation, fact.exit, now)
+                self._ends.on_end(fact.instance, fact.generation, fact.exit, now)
             case StartOrdered() | RestartOrdered() | StopOrdered() | ResetOrdered():
                 self._on_ordered(fact, now)
             case ShutdownOrdered():
@@ -127,9 +129,10 @@ class Core:
         if self._begun or self.app_state == "stopping":
             return
         self._begun = True
-        for slot in self._slots.values():
-            if slot.state == "stopped":
-                self._lives.try_start(slot, now, "the app starts")
+        for name in self._lives.ordering.order:
+            for slot in self._lives.of(name):
+                if slot.state == "stopped":
+                    self._lives.try_start(slot, now, "the app starts")
 
     # orders of persons
 
@@ -190,16 +193,21 @@ class Core:
         while todo:
             slot = todo.pop()
             if slot.state == "stopping":
-                slot.then = "restart"
+                slot.then, slot.awaits = "restart", ""
             elif slot.going_down:
                 slot.going_down = slot.going_down if slot.then == "restart" else ""
+                slot.awaits = ""
             elif slot.state not in LIVING:
                 slot.automatic = False
                 if slot.state != "waiting":
                     self._lives.try_start(slot, now, "ordered start")
             if slot.state in LIVING and slot.state != "stopping" and not slot.going_down:
                 continue
-            for name in self._lives.ordering.blocking(slot.spec, self._lives.states()):
+            needs = self._lives.ordering.blocking(slot.spec, self._lives.states())
+            leader = self._slots.get(slot.awaits)
+            if leader is not None and leader.state == "backoff":
+                needs = (*needs, leader.instance)
+            for name in needs:
                 if name not in seen:
                     seen.add(name)
                     self._answers.settle(name, "down", f"overtaken by a start of {ordered.instance}")
@@ -248,8 +256,8 @@ class Core:
 
     def _settle(self, now: float) -> list[Order]:
         """Let the consequences of a step unfold, and hand out the orders."""
-        if self._lives.fatal is not None:
-            self._begin_shutdown(f"{self._lives.fatal} failed", 1, now)
+        if self._ends.fatal is not None:
+            self._begin_shutdown(f"{self._ends.fatal} failed", 1, now)
         if self.app_state != "stopping":
             self._lives.release_waiting(now)
             self._notice_stuck()
@@ -288,7 +296,7 @@ class Core:
     def _notice_idle(self, now: float) -> None:
         if self.spec.supervisor.on_idle != "exit" or not self._begun:
             return
-        states = {slot.state for slot in self._slots.values()}
+        states = {"exited" if slot.retired else slot.state for slot in self._slots.values()}
         if states <= {"exited"}:
             self._begin_shutdown("every worker has completed", 0, now)
         elif states <= {"exited", "failed", "waiting"}:

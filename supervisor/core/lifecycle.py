@@ -1,27 +1,21 @@
-"""The lives of all slots: spawning, progress, failing, ending, backing off, going down. Pure, like all of the core.
+"""The lives of all slots: spawning, progress, failing, going down. Pure, like all of the core.
 
-Only what happens to single lives is here. What persons order, and what becomes of the app as a whole, is in core.py,
-which owns the one instance of `Lives` and is all that the outside sees.
+Only what happens to single lives is here. What their ends mean is in ends.py; what persons order, and what becomes of
+the app as a whole, in core.py, which owns the one instance of `Lives` and is all that the outside sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
-import msgspec
-
 from smartipc.ipc.control import ExitFacts, State
-from smartipc.supervisor.core import backoff, exits
 from smartipc.supervisor.core.answers import Answers
 from smartipc.supervisor.core.budget import Budget
-from smartipc.supervisor.core.exits import Verdict
 from smartipc.supervisor.core.facts import Beat, BecameReady, Spawned, Started
 from smartipc.supervisor.core.ordering import Ordering
 from smartipc.supervisor.core.orders import Abort, Announce, Kill, Order, Spawn, Stop
-from smartipc.supervisor.core.slot import Slot
+from smartipc.supervisor.core.slot import Slot, Then
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.core.states import LIVING, Step, follow
+from smartipc.supervisor.core.strategy import Groups
 
 ABORT_GRACE = 1.0
 """Seconds between SIGABRT, which writes the stacks, and SIGKILL."""
@@ -34,21 +28,18 @@ class Lives:
 
     Args:
         spec: the app.
-        jitter: returns a number in [0, 1).
 
     Raises:
         ValueError: the dependencies of the spec go round in a circle.
     """
 
-    def __init__(self, spec: AppSpec, jitter: Callable[[], float]) -> None:
+    def __init__(self, spec: AppSpec) -> None:
         self.slots = {slot.instance: slot for worker in spec.workers for slot in _slots(worker)}
         self.ordering = Ordering(spec)
+        self.groups = Groups(spec)
         self.answers = Answers()
         self.orders: list[Order] = []
         """What is to be done, in sequence, until core.py hands it out."""
-        self.fatal: str | None = None
-        """The first instance that failed for good and takes the app with it."""
-        self._jitter = jitter
 
     def __repr__(self) -> str:
         return f"<Lives {', '.join(f'{slot.instance} {slot.state}' for slot in self.slots.values())}>"
@@ -78,21 +69,35 @@ class Lives:
     def try_start(self, slot: Slot, now: float, cause: str) -> None:
         """Spawn, or wait for dependencies."""
         slot.next_restart_at = None
+        mates = tuple(dict.fromkeys(mate.spec.name for mate in self._mates(slot.instance) if mate is not slot))
+        if mates:
+            slot.awaits = slot.instance
+            self.wait_for_mates(slot, now, mates, f"restarts together with {', '.join(mates)}")
+            return
         unmet = self.ordering.unmet(slot.spec, self.states())
         slot.waiting_for = tuple(dict.fromkeys(name for name, _ in unmet))
         if unmet:
-            self._move(slot, "wait", now, f"waits for {_listed(unmet)}")
+            self.move(slot, "wait", now, f"waits for {_listed(unmet)}")
         else:
             self._spawn(slot, now, cause)
+
+    def wait_for_mates(self, slot: Slot, now: float, workers: tuple[str, ...], cause: str) -> None:
+        """Wait for the others of a group: they start together, in their order, once all of them are down."""
+        slot.waiting_for = workers
+        self.move(slot, "wait", now, cause)
 
     def _spawn(self, slot: Slot, now: float, cause: str) -> None:
         if slot.automatic:
             restart = slot.spec.restart
             slot.restarts += 1
             count = f"restart {slot.budget.record(now)} of {restart.max_restarts} in {restart.window:g} s"
+            if slot.group:
+                count += f", {self.groups.record(slot.group, now)}"
             cause = f"{cause}; {count}" if cause else count
+        elif slot.then == "group":
+            slot.restarts += 1
         slot.begin_life(now)
-        self._move(slot, "spawn", now, cause)
+        self.move(slot, "spawn", now, cause)
         self.orders.append(Spawn(slot.instance, slot.generation))
 
     def release_waiting(self, now: float) -> None:
@@ -100,16 +105,21 @@ class Lives:
         waiting = [slot for slot in self.slots.values() if slot.state == "waiting"]
         if not waiting:
             return
+        held = {leader for leader in {slot.awaits for slot in waiting} if leader and self._regrouping(leader)}
         states = self.states()
-        for slot in waiting:
-            unmet = self.ordering.unmet(slot.spec, states)
-            slot.waiting_for = tuple(dict.fromkeys(name for name, _ in unmet))
-            if not unmet:
-                self._spawn(slot, now, f"dependency {_listed(slot.spec.depends_on)}")
+        for name in self.ordering.order if waiting else ():
+            for slot in [one for one in waiting if one.spec.name == name and one.awaits not in held]:
+                unmet = self.ordering.unmet(slot.spec, states)
+                slot.waiting_for = tuple(dict.fromkeys(name for name, _ in unmet))
+                cause = f"together with {slot.awaits}" if slot.awaits else ""
+                slot.awaits = ""
+                if not unmet:
+                    after = f"dependency {_listed(slot.spec.depends_on)}" if slot.spec.depends_on else ""
+                    self._spawn(slot, now, cause or after)
 
     def on_spawned(self, fact: Spawned, now: float) -> None:
         """Take note of the process, or have it killed if nobody wants it any more."""
-        slot = self._current(fact.instance, fact.generation)
+        slot = self.current(fact.instance, fact.generation)
         if slot is None:
             self.orders.append(Kill(fact.instance, fact.generation))
             return
@@ -124,7 +134,7 @@ class Lives:
 
     def on_progress(self, fact: Started | BecameReady, now: float) -> None:
         """Take note that a life has got further."""
-        slot = self._current(fact.instance, fact.generation)
+        slot = self.current(fact.instance, fact.generation)
         if slot is None or slot.failing:
             return
         match fact:
@@ -132,7 +142,7 @@ class Lives:
                 slot.watched = fact.watched
                 if not slot.spec.says_ready:
                     slot.steady_since = now
-                self._move(slot, "run", now, "its code runs")
+                self.move(slot, "run", now, "its code runs")
                 if slot.spec.ready == "started":
                     self._make_ready(slot, now, "ready once its code runs")
             case BecameReady() if slot.state == "running":
@@ -143,13 +153,13 @@ class Lives:
     def _make_ready(self, slot: Slot, now: float, cause: str) -> None:
         slot.start_by = None
         slot.steady_since = slot.watch_from = now
-        self._move(slot, "ready", now, cause)
+        self.move(slot, "ready", now, cause)
         if not slot.going_down:
             self.answers.settle(slot.instance, "up", "")
 
     def on_beat(self, fact: Beat, now: float) -> None:
         """Take note of a heartbeat."""
-        slot = self._current(fact.instance, fact.generation)
+        slot = self.current(fact.instance, fact.generation)
         if slot is not None:
             slot.last_beat_at = now
             slot.doubted = False
@@ -176,7 +186,7 @@ class Lives:
         slot.failing = f"hang: no heartbeat for {heartbeat.timeout:g} s"
         state, generation = slot.state, slot.generation
         self.orders.append(Announce("instance.hang", slot.instance, generation, slot.pid, state, state, slot.failing))
-        self._move(slot, "hang", now, slot.failing)
+        self.move(slot, "hang", now, slot.failing)
         self.orders.append(Abort(slot.instance, slot.generation))
         slot.kill_at = now + ABORT_GRACE
 
@@ -185,78 +195,33 @@ class Lives:
         slot.kill_at = now + KILL_AGAIN
         self.orders.append(Kill(slot.instance, slot.generation))
 
-    def on_end(self, instance: str, generation: int, exit_: ExitFacts, now: float) -> None:
-        """Judge the end of a life, or of the attempt to begin one."""
-        slot = self._current(instance, generation)
-        if slot is None:
-            return
-        cause = exits.describe(exit_)
-        if slot.failing:
-            cause = f"{slot.failing}; {cause}"
-            exit_ = msgspec.structs.replace(exit_, reason=slot.failing)
-        slot.last_exit, slot.last_exit_generation = exit_, generation
-        slot.start_by = slot.kill_at = None
-        if slot.going_down:
-            self._move(slot, "stop", now, f"{slot.going_down}; it ended before it was told")
-            slot.going_down = ""
-        if slot.state == "stopping":
-            self._on_planned_end(slot, cause, exit_, now)
-        else:
-            self._on_unplanned_end(slot, cause, exit_, now)
-            slot.pid = None
+    def _mates(self, leader: str) -> list[Slot]:
+        """Return the slots that restart together with a failed instance."""
+        return [slot for slot in self.slots.values() if slot.awaits == leader]
 
-    def _on_planned_end(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
-        self._move(slot, "end", now, cause, exit_)
-        slot.pid = None
-        if slot.then == "restart":
-            self.try_start(slot, now, "ordered restart")
-        else:
-            self.answers.settle(slot.instance, "down", "")
+    def _regrouping(self, leader: str) -> bool:
+        """Tell whether those who restart together have to wait still: for the delay, or for one that goes down."""
+        slot = self.slots.get(leader)
+        if slot is not None and slot.state == "backoff":
+            return True
+        return any(mate.state in LIVING for mate in self._mates(leader))
 
-    def _on_unplanned_end(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
-        restart = slot.spec.restart
-        verdict = Verdict.FAILURE if slot.failing else exits.judge(exit_, restart)
-        if exits.restarts(verdict, restart):
-            self._back_off(slot, cause, exit_, now)
-        elif verdict is Verdict.SUCCESS:
-            slot.attempt = 0
-            self._move(slot, "complete", now, cause, exit_)
-            self.answers.settle(slot.instance, "up", "")
-        else:
-            why = "this exit code must not be repeated" if verdict is Verdict.PREVENTED else "restart policy never"
-            self._give_up(slot, f"{cause}; {why}", exit_, now)
+    def of(self, worker: str) -> list[Slot]:
+        """Return the slots of a worker, lowest first."""
+        return [slot for slot in self.slots.values() if slot.spec.name == worker]
 
-    def _back_off(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
-        restart = slot.spec.restart
-        if slot.steady_since is not None and now - slot.steady_since >= restart.reset_after:
-            slot.attempt = 0
-        delay = backoff.delay(restart, slot.attempt + 1, self._jitter())
-        if not slot.budget.allows(now + delay):
-            spent = f"restart budget spent: {restart.max_restarts} in {restart.window:g} s"
-            self._give_up(slot, f"{cause}; {spent}", exit_, now)
-            return
-        slot.attempt += 1
-        slot.automatic = True
-        slot.next_restart_at = now + delay
-        self._move(slot, "retry", now, cause, exit_, delay=delay)
-
-    def _give_up(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
-        self._move(slot, "give up", now, cause, exit_)
-        self.answers.settle(slot.instance, "up", cause)
-        if slot.spec.on_failed == "shutdown" and self.fatal is None:
-            self.fatal = slot.instance
-
-    def go_down(self, slot: Slot, now: float, cause: str, *, then: Literal["stop", "restart"] = "stop") -> None:
+    def go_down(self, slot: Slot, now: float, cause: str, *, then: Then = "stop") -> None:
         """Have it stopped: at once if nothing lives, else once its dependents that also go down are down."""
         slot.then = then
-        slot.automatic = False
+        slot.automatic = slot.retired = False
+        slot.group = slot.awaits = ""
         slot.next_restart_at = None
         slot.waiting_for = ()
         if slot.state in LIVING:
             if slot.state != "stopping":
                 slot.going_down = cause
         elif slot.state != "stopped":
-            self._move(slot, "stop", now, cause)
+            self.move(slot, "stop", now, cause)
 
     def tell_those_going_down(self, now: float, latest: float | None) -> None:
         """Tell those to stop whose dependents, as far as they go down too, are down.
@@ -279,7 +244,7 @@ class Lives:
                     grace = grace if by is None else max(0.0, min(grace, by - now))
                 slot.kill_at = now + grace
                 slot.failing = ""
-                self._move(slot, "stop", now, cause)
+                self.move(slot, "stop", now, cause)
                 self.orders.append(Stop(slot.instance, slot.generation, grace, cause))
 
     def kill_all(self, now: float, cause: str) -> None:
@@ -289,10 +254,10 @@ class Lives:
                 if slot.state != "stopping":
                     slot.going_down = slot.failing = ""
                     slot.start_by = None
-                    self._move(slot, "stop", now, cause)
+                    self.move(slot, "stop", now, cause)
                 self._kill(slot, now)
 
-    def _move(
+    def move(
         self,
         slot: Slot,
         step: Step,
@@ -320,7 +285,7 @@ class Lives:
             )
         )
 
-    def _current(self, instance: str, generation: int) -> Slot | None:
+    def current(self, instance: str, generation: int) -> Slot | None:
         """Return the slot if that generation is its living one; facts of others come too late."""
         slot = self.slots.get(instance)
         if slot is None or slot.generation != generation or slot.state not in LIVING:

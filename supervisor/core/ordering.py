@@ -1,4 +1,4 @@
-"""The order that `depends_on` imposes: who waits for whom, who waits in vain, who goes down first, cycles.
+"""The order that `depends_on` and groups impose: who waits for whom, who waits in vain, who goes first, cycles.
 
 Pure arithmetic on the spec and the states of the instances; nothing here starts or stops anything.
 """
@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from smartipc.ipc.control import COMING, State
 from smartipc.supervisor.core.spec import AppSpec, Condition, WorkerSpec
+from smartipc.supervisor.core.strategy import start_edges
 
 _SATISFIED: dict[Condition, frozenset[State]] = {
     # What has ended as it should has been started; who needs it alive says "ready".
@@ -32,11 +33,11 @@ class Ordering:
 
     def __init__(self, spec: AppSpec) -> None:
         self._workers = {worker.name: worker for worker in spec.workers}
-        needs = {worker.name: tuple(name for name, _ in worker.depends_on) for worker in spec.workers}
+        needs = before(spec)
         cycle = find_cycle(needs)
         if cycle is not None:
             raise ValueError(f"dependencies go round in a circle: {' -> '.join(cycle)}")
-        self._order = tuple(TopologicalSorter(needs).static_order())
+        self._order = _sorted(needs)
         self._dependents: dict[str, set[str]] = {name: set() for name in self._order}
         for name in reversed(self._order):
             for need in needs[name]:
@@ -45,8 +46,13 @@ class Ordering:
     def __repr__(self) -> str:
         return f"<Ordering {' < '.join(self._order)}>"
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """All workers in start order; where nothing is said, that of the file."""
+        return self._order
+
     def dependents(self, name: str) -> frozenset[str]:
-        """Return the workers that depend on this one, directly or through others: those that go down before it."""
+        """Return the workers that start after this one, by dependency or group: those that go down before it."""
         return frozenset(self._dependents[name])
 
     def unmet(self, worker: WorkerSpec, states: Mapping[str, State]) -> tuple[tuple[str, Condition], ...]:
@@ -76,6 +82,30 @@ class Ordering:
             for instance in self._workers[name].names:
                 if states[instance] not in _SATISFIED[condition]:
                     yield name, condition, instance
+
+
+def before(spec: AppSpec) -> dict[str, tuple[str, ...]]:
+    """Return, for each worker, those that start before it: what it depends on, and what its groups put before it."""
+    edges = start_edges(spec)
+    return {
+        worker.name: tuple(dict.fromkeys([*(name for name, _ in worker.depends_on), *edges[worker.name]]))
+        for worker in spec.workers
+    }
+
+
+def _sorted(needs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the names so that each comes after its needs, and otherwise as they were."""
+    done: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for need in needs[name]:
+                visit(need)
+            done[name] = None
+
+    for name in needs:
+        visit(name)
+    return tuple(done)
 
 
 def find_cycle(needs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:

@@ -9,6 +9,9 @@ from smartipc.ipc.control import ExitFacts, State
 from smartipc.supervisor.core.budget import Budget
 from smartipc.supervisor.core.spec import WorkerSpec
 
+Then = Literal["stop", "restart", "group"]
+"""What follows a planned end: nothing, another life, or another life together with its group."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
@@ -55,6 +58,12 @@ class Slot:
     next_restart_at: float | None = None
     automatic: bool = False
     """The coming spawn is nobody's order and counts against the budget."""
+    group: str = ""
+    """The group whose budget that spawn counts against, too."""
+    awaits: str = ""
+    """The instance whose failure made its group stop this one: they restart together."""
+    retired: bool = False
+    """It was stopped because the significant members of its group have ended."""
 
     # of the current life
     pid: int | None = None
@@ -66,7 +75,7 @@ class Slot:
     """Why this life is being killed though nobody ordered it: a start timeout or a hang."""
     going_down: str = ""
     """Why it is to be told to stop as soon as its dependents are down."""
-    then: Literal["stop", "restart"] = "stop"
+    then: Then = "stop"
     """What follows a planned end."""
     steady_since: float | None = None
     """Since when it is ready (or running, if it need not say ready)."""
@@ -82,7 +91,8 @@ class Slot:
         self.pid = self.kill_at = self.steady_since = self.last_beat_at = None
         self.start_by = now + self.spec.start_timeout
         self.failing = self.going_down = ""
-        self.killed = self.watched = self.doubted = self.automatic = False
+        self.killed = self.watched = self.doubted = self.automatic = self.retired = False
+        self.group = self.awaits = ""
         self.then = "stop"
 
     def view(self) -> InstanceView:

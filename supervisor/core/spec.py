@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 Condition = Literal["started", "ready", "completed", "succeeded"]
 Policy = Literal["always", "on-failure", "never"]
+Strategy = Literal["one-for-one", "one-for-all", "rest-for-one"]
+OnFailed = Literal["ignore", "stop-group", "shutdown"]
+AutoShutdown = Literal["never", "any-significant", "all-significant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,9 @@ class WorkerSpec:
     because many a target never says that it is ready."""
     start_timeout: float = 30.0
     restart: RestartSpec = RestartSpec()
-    on_failed: Literal["ignore", "shutdown"] = "ignore"
+    on_failed: OnFailed = "ignore"
+    significant: bool = False
+    """Its own end may end its group: see GroupSpec.auto_shutdown."""
     heartbeat: HeartbeatSpec = HeartbeatSpec()
     stop: StopSpec = StopSpec()
     concurrency: ConcurrencySpec = ConcurrencySpec()
@@ -100,6 +105,19 @@ class WorkerSpec:
     def names(self) -> tuple[str, ...]:
         """Instance names by slot: ("hasher:0", "hasher:1")."""
         return tuple(f"{self.name}:{slot}" for slot in range(self.instances))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """One entry of `groups:` (SPEC 7.4). `members`: workers and other groups, in start order."""
+
+    name: str
+    members: tuple[str, ...]
+    strategy: Strategy = "one-for-one"
+    max_restarts: int = 5
+    window: float = 60.0
+    on_failed: OnFailed = "ignore"
+    auto_shutdown: AutoShutdown = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +149,7 @@ class AppSpec:
     supervisor: SupervisorSpec = SupervisorSpec()
     python_path: tuple[str, ...] = ()
     config_path: str = ""
+    groups: tuple[GroupSpec, ...] = ()
 
     def worker(self, name: str) -> WorkerSpec:
         """Return the worker of that name.

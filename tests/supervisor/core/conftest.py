@@ -18,7 +18,7 @@ from smartipc.supervisor.core.facts import (
 )
 from smartipc.supervisor.core.orders import Announce, Answer, EndApp, Order
 from smartipc.supervisor.core.slot import InstanceView
-from smartipc.supervisor.core.spec import AppSpec, SupervisorSpec, WorkerSpec
+from smartipc.supervisor.core.spec import AppSpec, GroupSpec, SupervisorSpec, WorkerSpec
 
 OK = ExitFacts(code=0)
 BAD = ExitFacts(code=1)
@@ -28,8 +28,11 @@ KILLED = ExitFacts(signal="SIGKILL")
 class Desk:
     """One core, its clock, and all that it has ordered."""
 
-    def __init__(self, *workers: WorkerSpec, jitter: float = 0.5, **supervisor) -> None:
-        self.core = Core(AppSpec("app", workers, SupervisorSpec(**supervisor)), jitter=lambda: jitter)
+    def __init__(
+        self, *workers: WorkerSpec, jitter: float = 0.5, groups: tuple[GroupSpec, ...] = (), **supervisor
+    ) -> None:
+        spec = AppSpec("app", workers, SupervisorSpec(**supervisor), groups=groups)
+        self.core = Core(spec, jitter=lambda: jitter)
         self.now = 1000.0
         self.orders: list[Order] = []
 
