@@ -1,7 +1,6 @@
 """Contracts: frozen values that both ends of a call or topic share.
 
-A contract names an address and its types. Streams and channels join this file with the stream layer. Nothing here
-encodes, sends or registers; see wire.codec and the handles.
+A contract names an address and its types. Nothing here encodes, sends or registers; see wire.codec and the handles.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ from typing import Generic, TypeVar
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 Payload = TypeVar("Payload")
+Item = TypeVar("Item")
+Send = TypeVar("Send")
+Receive = TypeVar("Receive")
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds that a request may take where nothing else is said (SPEC: contracts)."""
@@ -58,6 +60,54 @@ class Method(Generic[Request, Reply]):
         _check_name("method", self.name, _ADDRESS)
         if not self.timeout > 0:
             raise ValueError(f"timeout of {self.name} must be positive seconds, got {self.timeout!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream(Generic[Request, Item]):
+    """Declare a stream: one request, then any number of items from the handler, as fast as the reader consumes.
+
+    Args:
+        name: the full address, "worker.stream".
+        request: type of the payload that opens it; `None` for nothing.
+        item: type of each item.
+        errors: exception types that the handler may raise and the reader gets back as themselves.
+
+    Raises:
+        ValueError: the name is malformed.
+    """
+
+    name: str
+    request: type[Request]
+    item: type[Item]
+    _: KW_ONLY
+    errors: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name("stream", self.name, _ADDRESS)
+
+
+@dataclass(frozen=True, slots=True)
+class Channel(Generic[Send, Receive]):
+    """Declare a channel: both sides send and receive items, each direction with its own flow control and end.
+
+    Args:
+        name: the full address, "worker.channel".
+        send: type of what the opener sends; the handler receives it.
+        receive: type of what the opener receives; the handler sends it.
+        errors: exception types that the handler may raise and the opener gets back as themselves.
+
+    Raises:
+        ValueError: the name is malformed.
+    """
+
+    name: str
+    send: type[Send]
+    receive: type[Receive]
+    _: KW_ONLY
+    errors: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name("channel", self.name, _ADDRESS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,12 @@ class Calls:
     def __repr__(self) -> str:
         return f"<Calls {len(self.pending)} pending, next id {self._next}>"
 
+    def take(self) -> int:
+        """Return the next id, for something that is no call."""
+        ident = self._next
+        self._next = ident + 2
+        return ident
+
     def add(self, deadline: float) -> int:
         """Register a call and return its id."""
         ident = self._next

@@ -39,8 +39,10 @@ from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.outbox import Outbox
 from smartipc.ipc.protocol.reassembly import Reassembly
 from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
+from smartipc.ipc.protocol.streams import Streams
 from smartipc.ipc.wire import heads
 from smartipc.ipc.wire.frames import (
+    FEATURES,
     FRAGMENTABLE,
     HEADER,
     HEADER_SIZE,
@@ -61,6 +63,8 @@ _REQUEST = int(Kind.REQUEST)
 _KNOWN = frozenset(int(kind) for kind in Kind) - RESERVED
 _MORE = int(Flag.MORE)
 _IGNORABLE = int(Flag.IGNORABLE)
+_END = int(Flag.END)
+_DATA = int(Kind.DATA)
 _UNKNOWN_FLAGS = 0xFF & ~(_MORE | _IGNORABLE)
 _FRAGMENTABLE = frozenset(int(kind) for kind in FRAGMENTABLE)
 _CACHE = 1024
@@ -79,6 +83,8 @@ class ConnectionSnapshot:
     late_replies: int
     ignored_frames: int
     bytes_received: int
+    streams: int
+    late_stream_frames: int
 
 
 class Connection:
@@ -106,6 +112,11 @@ class Connection:
         self._in = ReceiveBuffer()
         self._parts = Reassembly(limits)
         self._out = Outbox(limits.chunk)
+        self.streams = Streams(self._calls, self._out, self._parts, limits)
+        """The streams and channels of this connection."""
+        self.features: frozenset[str] = frozenset()
+        """What both sides know, once the handshake is over."""
+        self._known = _KNOWN
         self._heads: dict[tuple[str, int, int], bytes] = {}
         self._preface_due = True
         self._preface_sent = False
@@ -129,6 +140,10 @@ class Connection:
             Kind.NOTIFY: self._on_notify,
             Kind.MSG: self._on_message,
             Kind.ACK: self._on_ack,
+            Kind.OPEN: self.streams.on_open,
+            Kind.CREDIT: self.streams.on_credit,
+            Kind.STOP: self.streams.on_stop,
+            Kind.RESET: self.streams.on_reset,
         }
 
     def __repr__(self) -> str:
@@ -146,6 +161,8 @@ class Connection:
             self.late_replies,
             self._ignored,
             self._received,
+            len(self.streams),
+            self.streams.late_frames,
         )
 
     # the integrator's side: time and bytes
@@ -324,7 +341,7 @@ class Connection:
     def goodbye(self, reason: str = "") -> None:
         """Refuse requests from now on, telling the peer that it may safely try elsewhere."""
         if self._refuse is None and self.state is not ConnectionState.CLOSED:
-            self._refuse = _DRAINING
+            self._refuse = self.streams.refuse = _DRAINING
             self._control(Kind.GOAWAY, 0, heads.Reason(reason[:200]))
 
     def close(self, reason: str = "closed here") -> list[Event]:
@@ -344,10 +361,11 @@ class Connection:
         end = len(data)
         limits = self.limits
         calls = self._calls.pending
+        known = self._known
         halves = self._parts.halves
         while end - offset >= HEADER_SIZE:
             size, kind, flags, head_size, ident = HEADER.unpack_from(data, offset)
-            if size > limits.frame or head_size > size or head_size > limits.head or kind not in _KNOWN or flags:
+            if size > limits.frame or head_size > size or head_size > limits.head or kind not in known or flags:
                 size, kind = self._check_header(size, kind, flags, head_size)
             elif self.state is ConnectionState.OPENING:
                 self._check_opening(size, kind)
@@ -381,10 +399,13 @@ class Connection:
         now: float,
         events: list[Event],
     ) -> None:
-        if kind not in _KNOWN:
+        if kind not in self._known:
             self._ignored += 1
             return
         whole = bytes(payload)
+        if kind == _DATA:
+            self.streams.on_data(ident, flags, head, whole, events)
+            return
         if kind in _FRAGMENTABLE and (flags & _MORE or (self._parts and self._parts.expects(kind, ident))):
             complete = self._parts.add(kind, ident, head, whole, last=not flags & _MORE)
             if complete is None:
@@ -410,13 +431,13 @@ class Connection:
             raise FrameTooLarge(size, self.limits.frame)
         if head_size > size or head_size > self.limits.head:
             raise RemoteProtocolError(f"head of {head_size} bytes in a frame of {size}")
-        if flags & _UNKNOWN_FLAGS:
+        if flags & _UNKNOWN_FLAGS and not (kind == _DATA and flags & _UNKNOWN_FLAGS == _END):
             raise RemoteProtocolError(f"flags 0x{flags:02x} are not negotiated")
-        if kind in RESERVED:
+        if kind in RESERVED and kind not in self._known:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} belongs to a feature that was not negotiated")
-        if kind not in _KNOWN and not flags & _IGNORABLE:
+        if kind not in self._known and not flags & _IGNORABLE:
             raise RemoteProtocolError(f"unknown frame kind 0x{kind:02x}")
-        if flags & _MORE and kind not in _FRAGMENTABLE:
+        if flags & _MORE and kind not in _FRAGMENTABLE and kind != _DATA:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} cannot be cut")
         if self.state is ConnectionState.OPENING:
             self._check_opening(size, kind)
@@ -442,21 +463,25 @@ class Connection:
             self._end(error, error.reason, events)
             return
         self._send_handshake(Kind.WELCOME, heads.encoder.encode(answer))
-        self._open(theirs, events)
+        self._open(theirs, answer.features, events)
 
     def _on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         self._only_opening()
         theirs = heads.decode(head, heads.Welcome)
         handshake.check_welcome(theirs)
-        self._open(theirs, events)
+        self._open(theirs, theirs.features, events)
 
     def _only_opening(self) -> None:
         if self.state is not ConnectionState.OPENING:
             raise RemoteProtocolError("a second handshake")
 
-    def _open(self, theirs: heads.Hello | heads.Welcome, events: list[Event]) -> None:
+    def _open(self, theirs: heads.Hello | heads.Welcome, features: list[str], events: list[Event]) -> None:
         self.peer = handshake.identity_of(theirs)
         self._message_limit = min(self.limits.message, max(0, theirs.message_limit))
+        self.features = frozenset(features)
+        self._known = _KNOWN.union(*(FEATURES.get(name, ()) for name in features))
+        self.streams.negotiated = "streams" in self.features
+        self.streams.message_limit = self._message_limit
         self._handshake_by = None
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
         events.append(Opened(self.peer))
@@ -557,11 +582,7 @@ class Connection:
         self._out.control.append(PREFACE + frame(kind, 0, head))
 
     def _answer_fault(self, ident: int, fault: Fault) -> None:
-        encoded = heads.encoder.encode(fault)
-        if len(encoded) > self.limits.chunk:
-            short = msgspec.structs.replace(fault, message=fault.message[:4096], details=b"", known=(), traceback=None)
-            encoded = heads.encoder.encode(short)
-        self._out.normal.append(frame(Kind.ERROR, ident, b"", encoded))
+        self._out.normal.append(frame(Kind.ERROR, ident, b"", heads.encode_fault(fault, self.limits.chunk)))
 
     def _withdraw(self, ident: int) -> None:
         if self._out.drop(_REQUEST, ident):
@@ -577,6 +598,7 @@ class Connection:
     def _end(self, error: ProtocolError | None, reason: str, events: list[Event], *, keep_output: bool = False) -> None:
         unwritten = self._out.unwritten | self._out.unwritten_bulk
         lost = tuple((ident, ident not in unwritten) for ident in self._calls.pending)
+        events.extend(self.streams.lost())
         self._calls.clear()
         self._serving.clear()
         self._parts.clear()

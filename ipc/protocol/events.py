@@ -82,6 +82,53 @@ class ConsumedReceived(msgspec.Struct, frozen=True, gc=False):
     count: int
 
 
+class StreamEvent(msgspec.Struct, frozen=True):
+    """Something happened to the stream or channel `id`; base of the events that a driver passes to it."""
+
+    id: int
+
+
+class OpenReceived(msgspec.Struct, frozen=True):
+    """A stream or channel (`duplex`) to accept or to reset."""
+
+    id: int
+    method: str
+    duplex: bool
+    payload: bytes
+    headers: dict[str, str] | None
+    received_at: float
+
+
+class StreamAccepted(StreamEvent, frozen=True):
+    """The peer accepted what we opened; a channel's first credit came with it."""
+
+
+class DataReceived(StreamEvent, frozen=True):
+    """One item. Say `consumed` with its size when the application has taken it."""
+
+    payload: bytes
+
+
+class StreamEnded(StreamEvent, frozen=True):
+    """The peer sends no more; everything it sent has come."""
+
+
+class StreamStopped(StreamEvent, frozen=True):
+    """The peer takes no more; what we still send would be ignored."""
+
+
+class StreamFailed(StreamEvent, frozen=True):
+    """The peer gave the stream up; nothing follows on it."""
+
+    fault: Fault
+
+
+class StreamLost(StreamEvent, frozen=True):
+    """The connection ended under it; nothing follows on it. `written` tells whether its opening left this side."""
+
+    written: bool
+
+
 class GoodbyeReceived(msgspec.Struct, frozen=True, gc=False):
     """The peer will not serve calls that start from now on; those under way are finished."""
 
@@ -113,6 +160,8 @@ Event: TypeAlias = (
     | CancelReceived
     | MessageReceived
     | ConsumedReceived
+    | OpenReceived
+    | StreamEvent
     | GoodbyeReceived
     | PongReceived
     | Closed

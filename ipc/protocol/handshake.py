@@ -15,8 +15,8 @@ from smartipc.ipc.wire.limits import Limits
 MINOR = 0
 """Newest minor version that is spoken here; the oldest is 0."""
 
-FEATURES: tuple[str, ...] = ()
-"""Optional parts of the protocol that are built: none yet of "streams", "buffers", "token"."""
+FEATURES: tuple[str, ...] = ("streams",)
+"""Optional parts of the protocol that are built: not yet "buffers" and "token"."""
 
 
 class Identity(msgspec.Struct, frozen=True):

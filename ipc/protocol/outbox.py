@@ -1,17 +1,37 @@
 """What waits to be sent, in three lanes: control first, then whole frames, then pieces of large messages.
 
-Large payloads are cut here, at most `ACTIVE` of them interleaved. Messages of one order key (a subscription, the
-notifies) never overtake each other. No meaning of frames lives here.
+Large payloads are cut here, at most `ACTIVE` of them interleaved; streams cut their own and take turns with them.
+Messages of one order key (a subscription, the notifies) never overtake each other. No meaning of frames lives here.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
 
 from smartipc.ipc.wire.frames import HEADER, Flag, frame
 
 ACTIVE = 8
 """Large messages cut in turn at a time; below the receiver's bound on half-received ones."""
+
+
+class Source(Protocol):
+    """What gives pieces when its turn comes, until it is done for now."""
+
+    @property
+    def ident(self) -> int:
+        """The id in its frames."""
+
+    @property
+    def key(self) -> object:
+        """Sources of equal keys keep their order; None for no order."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has no more pieces now."""
+
+    def next_piece(self) -> bytes:
+        """Return the next piece, one or more whole frames of about a chunk in all."""
 
 
 class _Bulk:
@@ -51,7 +71,7 @@ class Outbox:
         self.normal: list[bytes] = []
         self.unwritten: set[int] = set()
         self.unwritten_bulk: set[int] = set()
-        self._bulk: deque[_Bulk] = deque()
+        self._bulk: deque[Source] = deque()
         self._keys: dict[object, int] = {}
         self._chunk = chunk
 
@@ -81,11 +101,20 @@ class Outbox:
             del self.normal[at]
             return False
         for bulk in self._bulk:
-            if bulk.kind == kind and bulk.ident == ident:
+            if isinstance(bulk, _Bulk) and bulk.kind == kind and bulk.ident == ident:
                 self._bulk.remove(bulk)
+                self._finished(bulk.key)
                 self.unwritten_bulk.discard(ident)
                 return bulk.offset > 0
         return True
+
+    def add_source(self, source: Source) -> None:
+        """Let a source have its turn among the large messages until it is done; it may be added again then."""
+        self._bulk.append(source)
+
+    def discard(self, source: Source) -> None:
+        """Ask a source for no more; it must be here."""
+        self._bulk.remove(source)
 
     def take(self) -> list[bytes]:
         """Hand out everything small, or one round of pieces behind it."""

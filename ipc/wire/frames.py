@@ -57,8 +57,14 @@ class Flag(IntFlag):
     IGNORABLE = 0x80
 
 
-FRAGMENTABLE = frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.NOTIFY, Kind.MSG})
-"""Kinds whose payload may be cut: all pieces but the last carry MORE, only the first has a head."""
+FRAGMENTABLE = frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.NOTIFY, Kind.MSG, Kind.OPEN})
+"""Kinds whose payload may be cut: all pieces but the last carry MORE, only the first has a head. DATA may be cut too,
+but is put together by the streams, which count its pieces against their windows."""
+
+FEATURES: dict[str, frozenset[Kind]] = {
+    "streams": frozenset({Kind.OPEN, Kind.DATA, Kind.CREDIT, Kind.STOP, Kind.RESET}),
+}
+"""Kinds that a peer may use once the feature is negotiated."""
 
 RESERVED = frozenset(
     {

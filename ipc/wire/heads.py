@@ -71,6 +71,29 @@ class AckHead(msgspec.Struct, frozen=True, array_like=True):
     consumed: int
 
 
+class OpenHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of OPEN: what is opened, and how far the opener may be sent to at first.
+
+    A stream's opener only receives; a channel (`duplex`) goes both ways.
+    """
+
+    method: str
+    duplex: bool
+    max_bytes: int
+    max_items: int
+    headers: dict[str, str] | None = None
+
+
+class CreditHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of CREDIT: how many bytes and items may have been sent in all, absolute: a repeated one does no harm.
+
+    The first one that the accepting side sends says that it accepted.
+    """
+
+    max_bytes: int
+    max_items: int
+
+
 class Reason(msgspec.Struct, frozen=True, array_like=True):
     """Head of GOAWAY and FATAL."""
 
@@ -103,13 +126,17 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     traceback: str | None = None
 
 
-H = TypeVar("H", Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, Reason, PingHead, Fault)
+H = TypeVar(
+    "H", Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault
+)
 
 encoder = msgspec.msgpack.Encoder()
 _decoders = {
     cls: msgspec.msgpack.Decoder(cls)
-    for cls in (Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, Reason, PingHead, Fault)
-}
+    for cls in (
+        Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault,
+    )
+}  # fmt: skip
 
 
 def decode(data: bytes, cls: type[H]) -> H:
@@ -119,3 +146,12 @@ def decode(data: bytes, cls: type[H]) -> H:
         msgspec.DecodeError: malformed, or of other types.
     """
     return _decoders[cls].decode(data)  # type: ignore[return-value]
+
+
+def encode_fault(fault: Fault, room: int) -> bytes:
+    """Return a fault in at most about `room` bytes: what is long is cut or left out."""
+    encoded = encoder.encode(fault)
+    if len(encoded) > room:
+        short = msgspec.structs.replace(fault, message=fault.message[:4096], details=b"", known=(), traceback=None)
+        encoded = encoder.encode(short)
+    return encoded

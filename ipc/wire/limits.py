@@ -35,3 +35,9 @@ class Limits:
     """Messages that a peer may have half-sent at a time."""
     pings: int = 20
     """Unsolicited pings a peer may send within a second."""
+    window: int = 256 * KIB
+    """Bytes that a peer may send on one stream or channel ahead of what the application here consumes."""
+    window_items: int = 1024
+    """Items likewise."""
+    streams: int = 256
+    """Streams and channels that a peer may have open here."""

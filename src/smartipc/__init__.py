@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smartipc.ipc.contracts import Channel as Channel
     from smartipc.ipc.contracts import Method as Method
+    from smartipc.ipc.contracts import Stream as Stream
     from smartipc.ipc.contracts import Topic as Topic
     from smartipc.ipc.errors import AuthenticationFailed as AuthenticationFailed
     from smartipc.ipc.errors import CallError as CallError
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AuthenticationFailed": "smartipc.ipc.errors",
     "CallError": "smartipc.ipc.errors",
+    "Channel": "smartipc.ipc.contracts",
     "ChildProcessTransport": "smartipc.ipc.transports.child",
     "CircuitOpen": "smartipc.ipc.errors",
     "ConfigError": "smartipc.ipc.errors",
@@ -75,6 +78,7 @@ _PUBLIC = {
     "SlowConsumer": "smartipc.ipc.errors",
     "SmartIpc": "smartipc.ipc.handle",
     "SmartIpcError": "smartipc.ipc.errors",
+    "Stream": "smartipc.ipc.contracts",
     "StreamReset": "smartipc.ipc.errors",
     "Topic": "smartipc.ipc.contracts",
     "UnixSocketTransport": "smartipc.ipc.transports.unix",
@@ -84,6 +88,7 @@ _PUBLIC = {
 __all__ = [
     "AuthenticationFailed",
     "CallError",
+    "Channel",
     "ChildProcessTransport",
     "CircuitOpen",
     "ConfigError",
@@ -111,6 +116,7 @@ __all__ = [
     "SlowConsumer",
     "SmartIpc",
     "SmartIpcError",
+    "Stream",
     "StreamReset",
     "Topic",
     "UnixSocketTransport",

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import Closed, MessageReceived, NotifyReceived, Opened, RequestReceived
+from smartipc.ipc.protocol.events import (
+    Closed,
+    DataReceived,
+    MessageReceived,
+    NotifyReceived,
+    Opened,
+    OpenReceived,
+    RequestReceived,
+    StreamAccepted,
+    StreamEnded,
+    StreamFailed,
+    StreamStopped,
+)
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec, heads
 from smartipc.ipc.wire.frames import HEADER, PREFACE, Flag, Kind, frame
@@ -32,6 +44,15 @@ HEADS = {
     "notify": (Kind.NOTIFY, 0, heads.RequestHead("a.poke"), codec.encode(7)),
     "message": (Kind.MSG, 5, heads.MessageHead("index.progress"), codec.encode({"done": 1})),
     "acknowledge": (Kind.ACK, 5, heads.AckHead(512), b""),
+    "open a stream": (
+        Kind.OPEN,
+        3,
+        heads.OpenHead("hasher.walk", False, 262144, 1024),
+        codec.encode({"path": "/etc"}),
+    ),
+    "open a channel": (Kind.OPEN, 5, heads.OpenHead("chat.talk", True, 262144, 1024, {"room": "1"}), codec.EMPTY),
+    "accept and credit": (Kind.CREDIT, 5, heads.CreditHead(262144, 1024), b""),
+    "accept a stream": (Kind.CREDIT, 3, heads.CreditHead(0, 0), b""),
     "ping": (Kind.PING, 0, heads.PingHead(9), b""),
     "goaway": (Kind.GOAWAY, 0, heads.Reason("the worker is stopping"), b""),
     "fatal": (Kind.FATAL, 0, heads.Reason("unknown frame kind 0x7e"), b""),
@@ -57,6 +78,13 @@ def test_headless_frames() -> None:
     assert VECTORS["error"] == frame(Kind.ERROR, 3, b"", heads.encoder.encode(fault))
     assert heads.decode(VECTORS["error"][HEADER.size :], heads.Fault) == fault
     assert VECTORS["first piece"][5] == Flag.MORE
+    assert VECTORS["item"] == frame(Kind.DATA, 3, b"", codec.encode("one"))
+    assert VECTORS["first piece of an item"] == frame(Kind.DATA, 3, b"", codec.encode("two")[:2], Flag.MORE)
+    assert VECTORS["last piece of an item"] == frame(Kind.DATA, 3, b"", codec.encode("two")[2:])
+    assert VECTORS["end"] == frame(Kind.DATA, 3, flags=Flag.END)
+    assert VECTORS["stop"] == frame(Kind.STOP, 3)
+    reset = heads.Fault(10, "StreamReset", "left", processed=2)
+    assert VECTORS["reset"] == frame(Kind.RESET, 5, b"", heads.encoder.encode(reset))
 
 
 def test_a_connection_understands_the_vectors() -> None:
@@ -69,6 +97,36 @@ def test_a_connection_understands_the_vectors() -> None:
     assert events[-1].payload == b"\x01\x02\x03"  # type: ignore[union-attr]
     (closed,) = server.receive_data(VECTORS["fatal"], 0.0)
     assert isinstance(closed, Closed)
+
+
+def test_a_connection_understands_a_stream_and_a_channel() -> None:
+    client, server = Connection("client", Identity()), Connection("server", Identity())
+    client.start(0.0)
+    server.start(0.0)
+    server.receive_data(b"".join(client.data_to_send()), 0.0)
+    client.receive_data(b"".join(server.data_to_send()), 0.0)
+    events = server.receive_data(VECTORS["open a stream"] + VECTORS["open a channel"], 0.0)
+    assert events == [
+        OpenReceived(3, "hasher.walk", False, codec.encode({"path": "/etc"}), None, 0.0),
+        OpenReceived(5, "chat.talk", True, codec.EMPTY, {"room": "1"}, 0.0),
+    ]
+    server.streams.accept(3)
+    server.streams.accept(5)
+    assert b"".join(server.data_to_send()) == VECTORS["accept a stream"] + VECTORS["accept and credit"]
+    assert client.request("a.b", b"", 0.0, timeout=1.0) == 1
+    assert client.streams.open("a.b", b"", duplex=False) == 3
+    order = ("accept a stream", "item", "first piece of an item", "last piece of an item", "end")
+    events = client.receive_data(b"".join(VECTORS[name] for name in order), 0.0)
+    assert events == [
+        StreamAccepted(3),
+        DataReceived(3, codec.encode("one")),
+        DataReceived(3, codec.encode("two")),
+        StreamEnded(3),
+    ]
+    assert server.receive_data(VECTORS["stop"] + VECTORS["reset"], 0.0) == [
+        StreamStopped(3),
+        StreamFailed(5, heads.Fault(10, "StreamReset", "left", processed=2)),
+    ]
 
 
 def test_fields_of_a_newer_peer_are_ignored_and_of_an_older_one_defaulted() -> None:
