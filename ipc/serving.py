@@ -6,11 +6,8 @@ What a request means is decided in dispatch; this file owns the listening socket
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
-import os
-import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -24,6 +21,7 @@ from smartipc.ipc.drivers.base import LinkHost
 from smartipc.ipc.errors import FrameTooLarge, Overloaded, RequestCancelled
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.transports.base import Listener
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.wire.heads import Fault
 
@@ -49,8 +47,7 @@ class Server:
         self._host = host
         self._identity = links.identity(launch)
         self._loop = asyncio.get_running_loop()
-        self._listener: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._listener: Listener | None = None
         self._running: dict[tuple[Link, int], asyncio.Task[None]] = {}
         self._notifies: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[Handler, Link, RequestReceived]] = deque()
@@ -66,17 +63,14 @@ class Server:
         """
         if not self._launch.address:
             return
-        path = links.path_of(self._launch.address)
-        self._listener = UnixSocketTransport(path).listen()
-        status = os.stat(path)
-        self._inode = (status.st_dev, status.st_ino)
+        self._listener = UnixSocketTransport(links.path_of(self._launch.address)).listen()
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         assert self._listener is not None
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                sock, _ = self._listener.accept()
+                sock = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -219,11 +213,6 @@ class Server:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._listener = None
-        path = links.path_of(self._launch.address)
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) == self._inode:  # never a successor's socket
-                os.unlink(path)
 
 
 async def _one_way(handler: Handler, arguments: tuple[Any, ...]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ class ControlServer(QuietHost):
 
     def __init__(self, app: App, path: str) -> None:
         self._app = app
-        self._listener: socket.socket = UnixSocketTransport(path).listen()
+        self._listener = UnixSocketTransport(path).listen()
         self._links: set[Link] = set()
         self._tasks: dict[tuple[Link, int], asyncio.Task[None]] = {}
         self._watches: dict[tuple[Link, str], Messages[Any]] = {}
@@ -85,7 +84,7 @@ class ControlServer(QuietHost):
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock = self._listener.accept()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

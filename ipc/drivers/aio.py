@@ -27,6 +27,7 @@ from smartipc.ipc.protocol.events import (
     RequestReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.wire.heads import Fault
 
 READ_SIZE = 256 * 1024
@@ -40,17 +41,18 @@ class Link:
     """One connection on the running loop. Takes ownership of `sock`, which becomes non-blocking.
 
     Args:
-        sock: a connected stream socket.
+        sock: a connected stream socket, or a conduit.
         connection: a fresh protocol state; it is started here.
         host: told what arrives.
     """
 
-    def __init__(self, sock: socket.socket, connection: Connection, host: LinkHost) -> None:
+    def __init__(self, sock: Stream, connection: Connection, host: LinkHost) -> None:
         self.connection = connection
         self.closed = False
         self.error: SmartIpcError | None = None
         self._sock = sock
         self._fd = sock.fileno()
+        self._write_fd = write_fileno(sock)
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._futures: dict[int, asyncio.Future[bytes]] = {}
@@ -63,10 +65,12 @@ class Link:
         self._timer_at = 0.0
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._opened: asyncio.Future[Identity] | None = None
-        sock.setblocking(False)
-        self._loop.add_reader(self._fd, self._readable)
         connection.start(self._loop.time())
-        self._flush()
+        if isinstance(sock, socket.socket):
+            sock.setblocking(False)
+            self._begin()
+        else:
+            self._prepare(sock)
         self._arm()
 
     def __repr__(self) -> str:
@@ -87,9 +91,28 @@ class Link:
         return self._sock.fileno()
 
     @property
-    def socket(self) -> socket.socket:
-        """The socket, for credentials only."""
+    def socket(self) -> Stream:
+        """The stream, for credentials only."""
         return self._sock
+
+    def _begin(self) -> None:
+        self._loop.add_reader(self._fd, self._readable)
+        self._flush()
+
+    def _prepare(self, conduit: Conduit) -> None:
+        """Let a conduit settle its own handshake before the first byte of ours. The connection's timer limits it."""
+        self._loop.remove_reader(self._fd)
+        try:
+            ready = conduit.handshake()
+        except OSError as error:
+            self._loop.call_soon(self._broken, error.strerror or str(error))
+            return
+        if ready:
+            self._writing = False
+            self._begin()
+        else:
+            self._writing = True  # in the sense of: not yet, you will be told
+            self._loop.add_reader(self._fd, self._prepare, conduit)
 
     async def opened(self) -> Identity:
         """Wait for the handshake.
@@ -377,10 +400,10 @@ class Link:
         wanted = bool(self._unsent) and not self.closed
         if wanted and not self._writing:
             self._writing = True
-            self._loop.add_writer(self._fd, self._flush)
+            self._loop.add_writer(self._write_fd, self._flush)
         elif not wanted and self._writing:
             self._writing = False
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self._write_fd)
 
     # time
 
@@ -407,7 +430,7 @@ class Link:
         self._loop.remove_reader(self._fd)
         if self._writing:
             self._writing = False
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self._write_fd)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

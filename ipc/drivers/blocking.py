@@ -12,6 +12,7 @@ payload types belongs here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -40,6 +41,7 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
+from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.wire.heads import Fault
 
 READ_SIZE = 64 * 1024
@@ -55,12 +57,12 @@ class Link:
     """One connection for blocking code. Takes ownership of `sock`, which becomes blocking.
 
     Args:
-        sock: a connected stream socket.
+        sock: a connected stream socket, or a conduit.
         connection: a fresh protocol state; it is started here.
         host: told what arrives, in whichever thread reads; its methods may call back into the link.
     """
 
-    def __init__(self, sock: socket.socket, connection: Connection, host: LinkHost) -> None:
+    def __init__(self, sock: Stream, connection: Connection, host: LinkHost) -> None:
         self.connection = connection
         self.closed = False
         self.broken = False
@@ -88,7 +90,10 @@ class Link:
         self._results: dict[int, object] = {}
         self._unsent: list[bytes | memoryview] = []
         self._receive_timeout = 0.0
-        sock.setblocking(True)
+        self._conduit = None if isinstance(sock, socket.socket) else sock
+        self._unsettled = self._conduit is not None and not self._settled(self._conduit)
+        if isinstance(sock, socket.socket):
+            sock.setblocking(True)
         with self._lock:
             connection.start(time.monotonic())
             self._send_some()
@@ -107,13 +112,17 @@ class Link:
         return len(self._results)
 
     @property
-    def socket(self) -> socket.socket:
-        """The socket, for selectors and credentials only."""
+    def socket(self) -> Stream:
+        """The stream, for credentials only."""
         return self._sock
 
     def fileno(self) -> int:
-        """Return the descriptor; -1 when closed."""
+        """Return the descriptor that is read from; -1 when closed."""
         return self._sock.fileno()
+
+    def write_fileno(self) -> int:
+        """Return the descriptor that is written to, mostly the same one; -1 when closed."""
+        return write_fileno(self._sock)
 
     # saying
 
@@ -390,18 +399,19 @@ class Link:
         return events
 
     def _wait_and_read(self, longest: float) -> bytes:
+        if self._conduit is not None:
+            return self._wait_and_read_conduit(self._conduit, longest)
+        assert isinstance(self._sock, socket.socket)
         if longest > 0:
             timer = self.connection.next_timer()
             if timer is not None:
                 longest = min(longest, timer - time.monotonic())
         if longest <= 0:
             return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
-        if self.stuck:
-            poller = select.poll()
-            poller.register(self._sock, select.POLLIN | select.POLLOUT)
-            poller.poll(longest * 1000)
-            return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         longest = min(longest, _LONGEST_WAIT)
+        if self.stuck:
+            self._poll(longest, reading=True, writing=True)
+            return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         if longest != self._receive_timeout:
             seconds = int(longest)
             microseconds = int((longest - seconds) * 1e6)
@@ -410,6 +420,19 @@ class Link:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, microseconds))
             self._receive_timeout = longest
         return self._sock.recv(READ_SIZE)
+
+    def _wait_and_read_conduit(self, conduit: Conduit, longest: float) -> bytes:
+        timer = self.connection.next_timer()
+        if timer is not None:
+            longest = min(longest, timer - time.monotonic())
+        if longest > 0:
+            self._poll(min(longest, _LONGEST_WAIT), reading=True, writing=self.stuck)
+        if self._unsettled:
+            with self._lock:
+                self._unsettled = not conduit.handshake()
+            if self._unsettled:
+                raise BlockingIOError
+        return conduit.recv(READ_SIZE)
 
     def _deliver(self, event: Event) -> None:
         match event:
@@ -503,6 +526,8 @@ class Link:
     def _send_some(self) -> bool:
         """Write what the socket takes at once; call under the lock. Return whether everything is out."""
         connection, unsent = self.connection, self._unsent
+        if self._unsettled:
+            return True  # nothing to wait for but the peer: the reader goes on with it, and then writes
         while True:
             if not unsent:
                 if not connection.has_data:
@@ -527,6 +552,33 @@ class Link:
                 return True
             self._advance(sent)
 
+    def _settled(self, conduit: Conduit) -> bool:
+        """Begin a conduit's own handshake, which comes before the first byte of ours; tell whether it is done."""
+        try:
+            return conduit.handshake()
+        except OSError:
+            return False  # the reader meets the same error, and ends the link with it
+
+    def _poll(self, seconds: float, *, reading: bool, writing: bool) -> tuple[bool, bool]:
+        """Wait for the descriptors; return whether there is something to read, and whether there is anything.
+
+        Raises:
+            OSError: the stream was closed meanwhile.
+        """
+        near, far = self.fileno(), self.write_fileno()
+        if near < 0:
+            raise OSError(errno.EBADF, "closed here")
+        poller = select.poll()
+        if near == far:
+            poller.register(near, select.POLLIN * reading | select.POLLOUT * writing)
+        else:
+            if reading:
+                poller.register(near, select.POLLIN)
+            if writing:
+                poller.register(far, select.POLLOUT)
+        ready = poller.poll(seconds * 1000)
+        return any(fd == near and events & ~select.POLLOUT for fd, events in ready), bool(ready)
+
     def _advance(self, sent: int) -> None:
         index = 0
         for piece in self._unsent:
@@ -548,12 +600,10 @@ class Link:
                 return  # the rest goes with the next read: half a frame cannot be taken back
             lead = self._lead()
             try:
-                poller = select.poll()
-                poller.register(self._sock, select.POLLOUT | (select.POLLIN if lead else 0))
-                ready = poller.poll(left * 1000)
-                if lead and ready and ready[0][1] & ~select.POLLOUT:
+                readable, ready = self._poll(left, reading=lead, writing=True)
+                if lead and readable:
                     self._read(0)
-            except (ValueError, OSError):
+            except OSError:
                 return  # closed meanwhile
             finally:
                 if lead:

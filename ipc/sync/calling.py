@@ -216,7 +216,7 @@ class Caller(QuietHost):
         while self._pid == os.getpid() and (waiting := [link for link in list(self.links.values()) if link.stuck]):
             poller = select.poll()
             for link in waiting:
-                poller.register(link.socket, OUT)
+                poller.register(link.write_fileno(), OUT)
             left = until - time.monotonic()
             if left <= 0 or not poller.poll(left * 1000):
                 break

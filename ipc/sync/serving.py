@@ -7,16 +7,13 @@ and may keep thread-bound things such as SQLite connections. What a request mean
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
 import os
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from smartipc.ipc import links
@@ -29,6 +26,7 @@ from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import CancelReceived, Closed, MessageReceived, NotifyReceived, RequestReceived
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
+from smartipc.ipc.transports.base import Listener
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.wire.heads import Fault
 
@@ -68,8 +66,7 @@ class Server(QuietHost):
         self._port = port
         self._identity = links.identity(launch)
         self._pid = os.getpid()
-        self._listener: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._listener: Listener | None = None
         self._ready = Readiness()
         self._waker = Waker()
         self._ready.register(self._waker.fileno())
@@ -97,10 +94,7 @@ class Server(QuietHost):
         """
         if not self._launch.address:
             return
-        path = links.path_of(self._launch.address)
-        self._listener = UnixSocketTransport(path).listen()
-        status = Path(path).stat()
-        self._inode = (status.st_dev, status.st_ino)
+        self._listener = UnixSocketTransport(links.path_of(self._launch.address)).listen()
         self._ready.register(self._listener.fileno())
 
     # waiting: what every blocking member of the handle ends in
@@ -211,12 +205,21 @@ class Server(QuietHost):
         """Begin or end waiting for room for a slow reader's bytes; nobody else waits for it."""
         if link.closed:
             return
+        near, far = link.fileno(), link.write_fileno()
         if link in self._writing:
             self._writing.discard(link)
-            self._ready.modify(link.fileno(), IN)
+            if near == far:
+                self._ready.modify(near, IN)
+            else:
+                self._ready.unregister(far)
+                self.links.pop(far, None)
         else:
             self._writing.add(link)
-            self._ready.modify(link.fileno(), IN | OUT)
+            if near == far:
+                self._ready.modify(near, IN | OUT)
+            else:
+                self._ready.register(far, OUT)
+                self.links[far] = link
 
     def _written(self, link: Link) -> None:
         link.flush()
@@ -227,7 +230,7 @@ class Server(QuietHost):
         assert self._listener is not None
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                sock, _ = self._listener.accept()
+                sock = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -266,10 +269,10 @@ class Server(QuietHost):
 
     def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Forget the link; what its peer had asked for is skipped when its turn comes."""
-        fd = link.fileno()
-        if self.links.get(fd) is link:
-            del self.links[fd]
-            self._ready.unregister(fd)
+        for fd in {link.fileno(), link.write_fileno()}:
+            if self.links.get(fd) is link:
+                del self.links[fd]
+                self._ready.unregister(fd)
         self._writing.discard(link)
         self._corked.discard(link)
         self.on_lost(link)
@@ -428,11 +431,6 @@ class Server(QuietHost):
         listener, self._listener = self._listener, None
         if self._pid == os.getpid():
             self._ready.unregister(listener.fileno())
-            path = Path(links.path_of(self._launch.address))
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                if (status.st_dev, status.st_ino) == self._inode:  # never a successor's socket
-                    path.unlink()
         listener.close()
 
 

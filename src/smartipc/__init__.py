@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from smartipc.ipc.message import Peer as Peer
     from smartipc.ipc.transports.base import IpcTransport as IpcTransport
     from smartipc.ipc.transports.child import ChildProcessTransport as ChildProcessTransport
+    from smartipc.ipc.transports.pipe import NamedPipeTransport as NamedPipeTransport
+    from smartipc.ipc.transports.tcp import TcpTransport as TcpTransport
     from smartipc.ipc.transports.unix import UnixSocketTransport as UnixSocketTransport
 
 __version__ = "0.1.0"
@@ -63,6 +65,7 @@ _PUBLIC = {
     "IpcTransport": "smartipc.ipc.transports.base",
     "LocalProtocolError": "smartipc.ipc.errors",
     "Method": "smartipc.ipc.contracts",
+    "NamedPipeTransport": "smartipc.ipc.transports.pipe",
     "NoSuchMethod": "smartipc.ipc.errors",
     "NoSuchWorker": "smartipc.ipc.errors",
     "Outcome": "smartipc.ipc.message",
@@ -80,6 +83,7 @@ _PUBLIC = {
     "SmartIpcError": "smartipc.ipc.errors",
     "Stream": "smartipc.ipc.contracts",
     "StreamReset": "smartipc.ipc.errors",
+    "TcpTransport": "smartipc.ipc.transports.tcp",
     "Topic": "smartipc.ipc.contracts",
     "UnixSocketTransport": "smartipc.ipc.transports.unix",
     "WorkerDied": "smartipc.ipc.errors",
@@ -101,6 +105,7 @@ __all__ = [
     "IpcTransport",
     "LocalProtocolError",
     "Method",
+    "NamedPipeTransport",
     "NoSuchMethod",
     "NoSuchWorker",
     "Outcome",
@@ -118,6 +123,7 @@ __all__ = [
     "SmartIpcError",
     "Stream",
     "StreamReset",
+    "TcpTransport",
     "Topic",
     "UnixSocketTransport",
     "WorkerDied",
