@@ -30,7 +30,10 @@ from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.wire.heads import Fault
 
-READ_SIZE = 256 * 1024
+READ_SIZE = 64 * 1024
+"""Bytes of a read. Not more: above 128 KiB every `recv` maps and unmaps memory, which costs as much as a round trip."""
+READ_MORE = 256 * 1024
+"""Bytes of the read after a full one: bulk is under way, and larger reads pay for their mapping."""
 HIGH_WATER = 1024 * 1024
 """Unsent bytes above which `drained` waits."""
 _IOV = 512
@@ -63,6 +66,7 @@ class Link:
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._read_size = READ_SIZE
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._opened: asyncio.Future[Identity] | None = None
         connection.start(self._loop.time())
@@ -238,12 +242,13 @@ class Link:
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(READ_SIZE)
+            data = self._sock.recv(self._read_size)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._deliver(self.connection.close(str(error)))
             return
+        self._read_size = READ_MORE if len(data) >= READ_SIZE else READ_SIZE
         now = self._loop.time()
         events = self.connection.receive_data(data, now) if data else self.connection.receive_eof(now)
         self._deliver(events)
