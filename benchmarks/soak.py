@@ -1,8 +1,8 @@
-"""A soak: workers that all talk to all, with requests, topics, streams and buffers at once, while one is killed -9 every second.
+"""A soak: workers that all talk to all, in every pattern at once, while one is killed -9 every second.
 
-What must hold, and is checked from outside: no wrong, duplicated (not idempotent) or lost (idempotent, retried) result;
-each publisher's messages in order and without a hole; memory and descriptors flat; nothing left behind at the end. Exits with
-1 and says what was wrong otherwise. Run: python benchmarks/soak.py --minutes 10
+What must hold, and is checked from outside: no wrong, duplicated (not idempotent) or lost (idempotent, retried)
+result; each publisher's messages in order and without a hole; memory and descriptors flat; nothing left behind at the
+end. Exits with 1 and says what was wrong otherwise. Run: python benchmarks/soak.py --minutes 10
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Soak:
 
     def torment(self, supervisor: subprocess.Popen[bytes]) -> None:
         """Kill one random worker every second; look at memory and descriptors."""
-        chance = random.Random(1)  # noqa: S311 - a repeatable run
+        chance = random.Random(1)
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < self.seconds:
             rows = [row for row in self.status() if row["pid"]]
@@ -147,7 +147,9 @@ class Soak:
             last = statistics.median(one[2] for one in settled[half:])
             if last > first + MORE_DESCRIPTORS:
                 wrong.append(f"descriptors grew from {first} to {last}")
-        wrong += [f"in the log: {line}" for line in (self.folder / "log").read_text().splitlines() if "Traceback" in line]
+        wrong += [
+            f"in the log: {line}" for line in (self.folder / "log").read_text().splitlines() if "Traceback" in line
+        ]
         return wrong
 
     def left_behind(self) -> list[str]:
@@ -174,7 +176,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     soak = Soak(folder, options.workers, options.minutes * 60)
     wrong = soak.run()
-    memory = [f"{at:.0f} s: {mib:.0f} MiB, {fds} fds" for at, mib, fds in soak.samples[:: max(1, len(soak.samples) // 6)]]
+    memory = [
+        f"{at:.0f} s: {mib:.0f} MiB, {fds} fds" for at, mib, fds in soak.samples[:: max(1, len(soak.samples) // 6)]
+    ]
     print(f"{options.workers} workers, {options.minutes:g} minutes, {soak.kills} killed -9")
     print("counted by the last lives: " + ", ".join(f"{n} {what}" for what, n in sorted(soak.totals.items())))
     print("largest process: " + "; ".join(memory))

@@ -1,4 +1,4 @@
-"""The worker of soak.py: talks to all its siblings at once and checks every answer. Nothing of smartipc is tested here by hand.
+"""The worker of soak.py: talks to all its siblings at once and checks every answer.
 
 What goes wrong is written as one line to the file SOAK_WRONG names; every deposit that a handler has carried out is one
 line in SOAK_LEDGER. Lines are written with one O_APPEND write each, so a kill never leaves half of one.
@@ -105,7 +105,7 @@ async def deposits(ipc: SmartIpc, book: Book) -> None:
 
 async def blobs(ipc: SmartIpc, book: Book) -> None:
     """Buffers, alternately written in place and copied."""
-    chance = random.Random(os.getpid())  # noqa: S311 - data, not secrets
+    chance = random.Random(os.getpid())
     while not ipc.stopping:
         data = chance.randbytes(BLOB)
         if chance.random() < 0.5:

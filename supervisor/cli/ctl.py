@@ -1,4 +1,7 @@
-"""The command `smartipc`: talk to a running app. Verbs that look are in looking.py, that call in calling.py."""
+"""The command `smartipc`: talk to a running app.
+
+Verbs that look are in looking.py, that call in calling.py, that write files for a beginning in starting.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from smartipc import __version__
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import ConfigError
-from smartipc.supervisor.cli import calling, looking
+from smartipc.supervisor.cli import calling, looking, starting
 from smartipc.supervisor.cli.client import FAILED, USAGE, Client, find, leave
 
 
@@ -103,6 +106,7 @@ def schema() -> None:
 
 looking.register(cli)
 calling.register(cli)
+starting.register(cli)
 
 
 def main() -> None:
