@@ -44,7 +44,10 @@ def table(run: dict[str, Any]) -> str:
     """Return the whole table."""
     machine = run["machine"]
     lines = [
-        f"One run on {machine['cpus']} cores, {machine['system']}, Python {machine['python']}, medians over interleaved rounds.",
+        (
+            f"One run on {machine['cpus']} cores, {machine['system']}, Python {machine['python']}, "
+            "medians over interleaved rounds."
+        ),
         "",
         "| case | smartipc | peers | ratio and target |",
         "|---|---|---|---|",

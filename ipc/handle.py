@@ -214,7 +214,7 @@ class _Arrivals(QuietHost):
                 self.publisher.consumed(life, event)
                 return
 
-    def on_closed(self, link: Link, event: Closed) -> None:
+    def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Forget the link on whichever side it was."""
         life = self.caller.forget(link)
         if life is not None:

@@ -170,7 +170,7 @@ def test_a_procfile_gets_a_shell_only_where_it_needs_one(tmp_path: Path) -> None
         ("supervisord.conf", "[program:x]\ncommand=a\nautorestart=maybe\n", "'maybe' is not true, false or unexpected"),
         ("supervisord.conf", "[program:x]\ncommand=a\nenvironment=A\n", "'A' has no '='"),
         ("supervisord.conf", "[program:A]\ncommand=a\n[program:a]\ncommand=b\n", "two workers would be named 'a'"),
-        ("supervisord.conf", "[program:x]\nnonsense\n", "line: 2"),
+        ("supervisord.conf", "[program:x]\nnonsense\n", "[line 2]"),
         ("circus.ini", "[watcher:x]\nargs=1\n", "[watcher:x] has no cmd"),
         ("Procfile", "web: run\nnonsense\n", "Procfile:2: expected 'name: command'"),
     ],
