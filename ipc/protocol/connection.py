@@ -17,8 +17,15 @@ from typing import Literal
 
 import msgspec
 
-from smartipc.ipc.errors import FrameTooLarge, LocalProtocolError, ProtocolError, RemoteProtocolError
+from smartipc.ipc.errors import (
+    AuthenticationFailed,
+    FrameTooLarge,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+)
 from smartipc.ipc.protocol import handshake
+from smartipc.ipc.protocol.auth import Auth
 from smartipc.ipc.protocol.calls import Calls
 from smartipc.ipc.protocol.events import (
     CallExpired,
@@ -67,6 +74,13 @@ _END = int(Flag.END)
 _DATA = int(Kind.DATA)
 _UNKNOWN_FLAGS = 0xFF & ~(_MORE | _IGNORABLE)
 _FRAGMENTABLE = frozenset(int(kind) for kind in FRAGMENTABLE)
+_EXPECTED = {
+    ("server", False): frozenset({Kind.HELLO}),
+    ("server", True): frozenset({Kind.AUTH, Kind.FATAL}),
+    ("client", False): frozenset({Kind.WELCOME, Kind.REJECT, Kind.FATAL}),
+    ("client", True): frozenset({Kind.AUTH_OK, Kind.REJECT, Kind.FATAL}),
+}
+"""Kinds that may come before the handshake is over, by our role and whether HELLO and WELCOME are exchanged."""
 _CACHE = 1024
 """Encoded request heads that are kept; the table is emptied when it is full."""
 
@@ -94,10 +108,28 @@ class Connection:
         role: "client" for the side that connected, which speaks first; "server" for the one that accepted.
         identity: what this side says of itself.
         limits: bounds of this connection.
+        auth: for the token handshake; None where the transport vouches for the peer. Used for this connection only.
+        admit: told what the peer says of itself, before anything else of it is heard; returns why it must not come in,
+            or "".
     """
 
-    def __init__(self, role: Literal["client", "server"], identity: Identity, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
-        self.role = role
+    def __init__(
+        self,
+        role: Literal["client", "server"],
+        identity: Identity,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        *,
+        auth: Auth | None = None,
+        admit: Callable[[Identity], str] | None = None,
+    ) -> None:
+        self._auth = auth
+        self._admit = admit
+        self._held: list[bytes] | None = None if auth is None else []
+        """Handshake bytes to send while all else must wait for the peer's proof; None when nothing must."""
+        self._spoken = b""
+        self._preauth_left = limits.preauth
+        self._answer: tuple[Identity, int, list[str]] | None = None
+        self.role: Literal["client", "server"] = role
         self.identity = identity
         self.limits = limits
         self.state = ConnectionState.OPENING
@@ -129,6 +161,8 @@ class Connection:
             Kind.HELLO: self._on_hello,
             Kind.WELCOME: self._on_welcome,
             Kind.REJECT: self._on_reject,
+            Kind.AUTH: self._on_auth,
+            Kind.AUTH_OK: self._on_auth_ok,
             Kind.PING: self._on_ping,
             Kind.PONG: self._on_pong,
             Kind.GOAWAY: self._on_goaway,
@@ -171,7 +205,9 @@ class Connection:
         """Begin. The client queues its preface and HELLO, and may send requests right behind them."""
         if self.role == "client":
             self._handshake_by = now + self.limits.handshake_timeout
-            self._send_handshake(Kind.HELLO, heads.encoder.encode(handshake.hello(self.identity, self.limits)))
+            self._send_handshake(
+                Kind.HELLO, heads.encoder.encode(handshake.hello(self.identity, self.limits, self._auth))
+            )
         else:
             self._handshake_by = now + self.limits.accept_timeout
 
@@ -184,7 +220,7 @@ class Connection:
         self._in.append(data)
         try:
             self._parse(now, events)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, AuthenticationFailed) as error:
             self._fail(error, events)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._fail(RemoteProtocolError(f"malformed head: {error}"), events)
@@ -203,13 +239,16 @@ class Connection:
     @property
     def has_data(self) -> bool:
         """Whether data_to_send has something."""
-        return bool(self._out)
+        return bool(self._out) if self._held is None else bool(self._held)
 
     def data_to_send(self) -> list[bytes]:
         """Hand out what to write, control frames first, then whole frames, then at most one piece of a large one.
 
         Call again while `has_data` and the transport takes more, so that new control frames overtake large ones.
         """
+        if self._held is not None:
+            held, self._held = self._held, []
+            return held
         return self._out.take()
 
     def next_timer(self) -> float | None:
@@ -444,11 +483,10 @@ class Connection:
         return size, kind
 
     def _check_opening(self, size: int, kind: int) -> None:
-        expected = (Kind.HELLO,) if self.role == "server" else (Kind.WELCOME, Kind.REJECT, Kind.FATAL)
-        if kind not in expected:
+        if kind not in _EXPECTED[self.role, self._answer is not None]:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} before the handshake")
-        if size > self.limits.preauth:
-            raise FrameTooLarge(size, self.limits.preauth, "handshake frame")
+        if size > self._preauth_left:
+            raise FrameTooLarge(size, self._preauth_left, "handshake frame")
 
     # frames
 
@@ -456,28 +494,80 @@ class Connection:
         self._only_opening()
         theirs = heads.decode(head, heads.Hello)
         try:
-            answer = handshake.welcome(theirs, self.identity, self.limits)
-        except RemoteProtocolError as error:
-            reject = heads.Reject(error.reason, 0, handshake.MINOR)
-            self._send_handshake(Kind.REJECT, heads.encoder.encode(reject))
-            self._end(error, error.reason, events)
+            answer = handshake.welcome(theirs, self.identity, self.limits, self._auth)
+            peer = self._admitted(theirs)
+        except (RemoteProtocolError, AuthenticationFailed) as error:
+            self._reject(error, events)
             return
+        heard = PREFACE + frame(Kind.HELLO, ident, head, payload)
         self._send_handshake(Kind.WELCOME, heads.encoder.encode(answer))
-        self._open(theirs, answer.features, events)
+        if self._auth is None:
+            self._open(peer, theirs.message_limit, answer.features, events)
+        else:
+            self._preauth_left -= len(heard)
+            self._auth.bind(heard, self._spoken)
+            self._answer = (peer, theirs.message_limit, answer.features)
 
     def _on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         self._only_opening()
         theirs = heads.decode(head, heads.Welcome)
-        handshake.check_welcome(theirs)
-        self._open(theirs, theirs.features, events)
+        handshake.check_welcome(theirs, self._auth)
+        peer = self._admitted(theirs)
+        if self._auth is None:
+            self._open(peer, theirs.message_limit, theirs.features, events)
+        else:
+            heard = PREFACE + frame(Kind.WELCOME, ident, head, payload)
+            self._preauth_left -= len(heard)
+            self._auth.bind(self._spoken, heard)
+            self._answer = (peer, theirs.message_limit, theirs.features)
+            self._prove(Kind.AUTH)
+
+    def _on_auth(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        self._only_opening()
+        assert self._auth is not None
+        assert self._answer is not None
+        try:
+            self._auth.check("client", heads.decode(head, heads.Proof).mac)
+        except AuthenticationFailed as error:
+            self._reject(error, events)
+            return
+        self._prove(Kind.AUTH_OK)
+        self._open(*self._answer, events)
+
+    def _on_auth_ok(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        self._only_opening()
+        assert self._auth is not None
+        assert self._answer is not None
+        self._auth.check("server", heads.decode(head, heads.Proof).mac)
+        self._open(*self._answer, events)
+
+    def _prove(self, kind: Literal[Kind.AUTH, Kind.AUTH_OK]) -> None:
+        assert self._auth is not None
+        assert self._held is not None
+        self._held.append(frame(kind, 0, heads.encoder.encode(heads.Proof(self._auth.proof(self.role)))))
+
+    def _admitted(self, theirs: heads.Hello | heads.Welcome) -> Identity:
+        peer = handshake.identity_of(theirs)
+        refusal = self._admit(peer) if self._admit is not None else ""
+        if refusal:
+            raise AuthenticationFailed(refusal)
+        return peer
+
+    def _reject(self, error: RemoteProtocolError | AuthenticationFailed, events: list[Event]) -> None:
+        """Answer a peer that must not come in with one REJECT frame, and end."""
+        self._release(forget=True)
+        reject = heads.Reject(error.reason, 0, handshake.MINOR, isinstance(error, AuthenticationFailed))
+        self._send_handshake(Kind.REJECT, heads.encoder.encode(reject))
+        self._end(error, error.reason, events)
 
     def _only_opening(self) -> None:
         if self.state is not ConnectionState.OPENING:
             raise RemoteProtocolError("a second handshake")
 
-    def _open(self, theirs: heads.Hello | heads.Welcome, features: list[str], events: list[Event]) -> None:
-        self.peer = handshake.identity_of(theirs)
-        self._message_limit = min(self.limits.message, max(0, theirs.message_limit))
+    def _open(self, peer: Identity, message_limit: int, features: list[str], events: list[Event]) -> None:
+        self._release()
+        self.peer = peer
+        self._message_limit = min(self.limits.message, max(0, message_limit))
         self.features = frozenset(features)
         self._known = _KNOWN.union(*(FEATURES.get(name, ()) for name in features))
         self.streams.negotiated = "streams" in self.features
@@ -486,10 +576,22 @@ class Connection:
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
         events.append(Opened(self.peer))
 
+    def _release(self, *, forget: bool = False) -> None:
+        """Let what waited for the handshake go out behind it; with `forget`, drop it instead."""
+        if forget:
+            self._out.clear()
+        if self._held is not None:
+            self._out.control[:0] = self._held
+            self._held = None
+
     def _on_reject(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         self._only_opening()
         reject = heads.decode(head, heads.Reject)
-        self._end(RemoteProtocolError(f"refused by the peer: {reject.reason}"), reject.reason, events)
+        self._release(forget=True)
+        if reject.authentication:
+            self._end(AuthenticationFailed(f"refused by the peer: {reject.reason}"), reject.reason, events)
+        else:
+            self._end(RemoteProtocolError(f"refused by the peer: {reject.reason}"), reject.reason, events)
 
     def _on_ping(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         since, count = self._ping_window
@@ -578,8 +680,10 @@ class Connection:
         self._out.control.append(frame(kind, ident, heads.encoder.encode(head)))
 
     def _send_handshake(self, kind: Kind, head: bytes) -> None:
+        data = frame(kind, 0, head) if self._preface_sent else PREFACE + frame(kind, 0, head)
         self._preface_sent = True
-        self._out.control.append(PREFACE + frame(kind, 0, head))
+        self._spoken += data
+        (self._out.control if self._held is None else self._held).append(data)
 
     def _answer_fault(self, ident: int, fault: Fault) -> None:
         self._out.normal.append(frame(Kind.ERROR, ident, b"", heads.encode_fault(fault, self.limits.chunk)))
@@ -588,14 +692,22 @@ class Connection:
         if self._out.drop(_REQUEST, ident):
             self._out.control.append(frame(Kind.CANCEL, ident))
 
-    def _fail(self, error: RemoteProtocolError, events: list[Event]) -> None:
+    def _fail(self, error: RemoteProtocolError | AuthenticationFailed, events: list[Event]) -> None:
         """Answer a broken peer with one FATAL frame and end."""
         self._out.clear()
+        self._held = None
         fatal = frame(Kind.FATAL, 0, heads.encoder.encode(heads.Reason(str(error)[:200])))
         self._out.control.append(fatal if self._preface_sent else PREFACE + fatal)
         self._end(error, str(error), events, keep_output=True)
 
-    def _end(self, error: ProtocolError | None, reason: str, events: list[Event], *, keep_output: bool = False) -> None:
+    def _end(
+        self,
+        error: ProtocolError | AuthenticationFailed | None,
+        reason: str,
+        events: list[Event],
+        *,
+        keep_output: bool = False,
+    ) -> None:
         unwritten = self._out.unwritten | self._out.unwritten_bulk
         lost = tuple((ident, ident not in unwritten) for ident in self._calls.pending)
         events.extend(self.streams.lost())

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from smartipc.ipc.errors import ProtocolError
+from smartipc.ipc.errors import AuthenticationFailed, ProtocolError
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire.heads import Fault
 
@@ -145,7 +145,7 @@ class PongReceived(msgspec.Struct, frozen=True, gc=False):
 class Closed(msgspec.Struct, frozen=True):
     """The connection is over; nothing follows. `lost` names our unanswered calls and whether each was written."""
 
-    error: ProtocolError | None
+    error: ProtocolError | AuthenticationFailed | None
     reason: str
     lost: tuple[tuple[int, bool], ...]
 

@@ -1,14 +1,15 @@
 """Who is on the other end: HELLO and WELCOME as values. Only comparing and answering; connection.py moves the bytes.
 
-The token exchange (AUTH, AUTH_OK) has its place in the frames and in `nonce` and `mechanism`; this version knows the
-mechanism "peer": the transport itself vouches for the peer (an inherited pipe, or kernel credentials of a socket).
+There are two mechanisms, of which a side offers exactly one, so that nobody can talk it into the other: "peer", the
+transport itself vouches for the peer (an inherited pipe, or kernel credentials of a socket), and "token", see auth.py.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from smartipc.ipc.errors import RemoteProtocolError
+from smartipc.ipc.errors import AuthenticationFailed, RemoteProtocolError
+from smartipc.ipc.protocol.auth import MECHANISM, NEEDED, NONCE_SIZE, NOT_USED, Auth
 from smartipc.ipc.wire.heads import Hello, Welcome
 from smartipc.ipc.wire.limits import Limits
 
@@ -16,7 +17,7 @@ MINOR = 0
 """Newest minor version that is spoken here; the oldest is 0."""
 
 FEATURES: tuple[str, ...] = ("streams",)
-"""Optional parts of the protocol that are built: not yet "buffers" and "token"."""
+"""Optional parts of the protocol that are built: not yet "buffers"."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -28,23 +29,35 @@ class Identity(msgspec.Struct, frozen=True):
     app: str = ""
 
 
-def hello(identity: Identity, limits: Limits) -> Hello:
+def hello(identity: Identity, limits: Limits, auth: Auth | None = None) -> Hello:
     """Return the first frame of the connecting side."""
     return Hello(
-        0, MINOR, list(FEATURES), identity.name, identity.pid, identity.generation, identity.app, limits.message
+        0,
+        MINOR,
+        list(FEATURES),
+        identity.name,
+        identity.pid,
+        identity.generation,
+        identity.app,
+        limits.message,
+        auth.nonce if auth is not None else b"",
+        (_mechanism(auth),),
     )
 
 
-def welcome(theirs: Hello, identity: Identity, limits: Limits) -> Welcome:
+def welcome(theirs: Hello, identity: Identity, limits: Limits, auth: Auth | None = None) -> Welcome:
     """Answer a HELLO.
 
     Raises:
-        RemoteProtocolError: no common version or mechanism.
+        RemoteProtocolError: no common version, or a nonce that is none.
+        AuthenticationFailed: the peer uses a token where we use none, or the other way round.
     """
     if theirs.minor_min > MINOR or theirs.minor_max < theirs.minor_min:
         raise RemoteProtocolError(f"no common version: peer speaks {theirs.minor_min} to {theirs.minor_max}")
-    if "peer" not in theirs.mechanisms:
-        raise RemoteProtocolError("no common authentication mechanism")
+    if _mechanism(auth) not in theirs.mechanisms:
+        raise AuthenticationFailed(NOT_USED if auth is None else NEEDED)
+    if auth is not None and len(theirs.nonce) != NONCE_SIZE:
+        raise RemoteProtocolError(f"a nonce of {len(theirs.nonce)} bytes")
     return Welcome(
         min(MINOR, theirs.minor_max),
         [name for name in FEATURES if name in theirs.features],
@@ -53,17 +66,25 @@ def welcome(theirs: Hello, identity: Identity, limits: Limits) -> Welcome:
         identity.generation,
         identity.app,
         limits.message,
+        auth.nonce if auth is not None else b"",
+        _mechanism(auth),
     )
 
 
-def check_welcome(theirs: Welcome) -> None:
+def check_welcome(theirs: Welcome, auth: Auth | None = None) -> None:
     """Refuse an answer that chose something never offered.
 
     Raises:
         RemoteProtocolError: it did.
     """
-    if theirs.minor > MINOR or theirs.mechanism != "peer" or not set(theirs.features) <= set(FEATURES):
+    if theirs.minor > MINOR or theirs.mechanism != _mechanism(auth) or not set(theirs.features) <= set(FEATURES):
         raise RemoteProtocolError("WELCOME chose what was not offered")
+    if auth is not None and len(theirs.nonce) != NONCE_SIZE:
+        raise RemoteProtocolError(f"a nonce of {len(theirs.nonce)} bytes")
+
+
+def _mechanism(auth: Auth | None) -> str:
+    return "peer" if auth is None else MECHANISM
 
 
 def identity_of(head: Hello | Welcome) -> Identity:

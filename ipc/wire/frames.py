@@ -68,8 +68,6 @@ FEATURES: dict[str, frozenset[Kind]] = {
 
 RESERVED = frozenset(
     {
-        Kind.AUTH,
-        Kind.AUTH_OK,
         Kind.SETTINGS,
         Kind.OPEN,
         Kind.DATA,

@@ -45,6 +45,14 @@ class Reject(msgspec.Struct, frozen=True, array_like=True):
     reason: str
     minor_min: int = 0
     minor_max: int = 0
+    authentication: bool = False
+    """Whether it is a matter of tokens or identity, not of versions."""
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True):
+    """Head of AUTH and AUTH_OK: an HMAC over the handshake, see protocol.auth."""
+
+    mac: bytes
 
 
 class RequestHead(msgspec.Struct, frozen=True, array_like=True):
@@ -127,14 +135,14 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 H = TypeVar(
-    "H", Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault
+    "H", Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault
 )
 
 encoder = msgspec.msgpack.Encoder()
 _decoders = {
     cls: msgspec.msgpack.Decoder(cls)
     for cls in (
-        Hello, Welcome, Reject, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault,
+        Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault,
     )
 }  # fmt: skip
 

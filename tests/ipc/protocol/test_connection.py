@@ -438,7 +438,7 @@ def test_a_broken_handshake(data: bytes, role: str, says: str) -> None:
     [
         (heads.Hello(1, 3, [], "", 0, 0, "", 1), "no common version"),
         (heads.Hello(0, -1, [], "", 0, 0, "", 1), "no common version"),
-        (heads.Hello(0, 0, [], "", 0, 0, "", 1, b"", ("token",)), "no common authentication"),
+        (heads.Hello(0, 0, [], "", 0, 0, "", 1, b"", ("token",)), "no token is used here"),
     ],
 )
 def test_a_hello_without_common_ground_is_rejected(hello: heads.Hello, says: str) -> None:

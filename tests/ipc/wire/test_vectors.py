@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from smartipc.ipc.protocol.auth import Auth
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     Closed,
@@ -30,10 +32,33 @@ VECTORS = {
     for name, text in json.loads((Path(__file__).parents[2] / "corpus" / "wire-vectors.json").read_text()).items()
 }
 
+
+def _proof(role: Literal["client", "server"]) -> bytes:
+    """The proof over the two hello vectors, with the token "correct horse" at tcp://127.0.0.1:7000."""
+    auth = Auth("correct horse", bytes(range(32)), "tcp:127.0.0.1:7000")
+    auth.bind(PREFACE + VECTORS["hello with a token"], PREFACE + VECTORS["welcome with a token"])
+    return auth.proof(role)
+
+
 HEADS = {
     "hello": (Kind.HELLO, 0, heads.Hello(0, 0, ["streams"], "scanner:0", 41, 2, "indexer", 16777216), b""),
     "welcome": (Kind.WELCOME, 0, heads.Welcome(0, [], "hasher:1", 42, 1, "indexer", 16777216), b""),
     "reject": (Kind.REJECT, 0, heads.Reject("no common version", 0, 0), b""),
+    "reject a token": (Kind.REJECT, 0, heads.Reject("the token is wrong", 0, 0, True), b""),
+    "hello with a token": (
+        Kind.HELLO,
+        0,
+        heads.Hello(0, 0, ["streams"], "laptop", 41, 0, "", 16777216, bytes(range(32)), ("token",)),
+        b"",
+    ),
+    "welcome with a token": (
+        Kind.WELCOME,
+        0,
+        heads.Welcome(0, ["streams"], "server", 42, 0, "", 16777216, bytes(range(32, 64)), "token"),
+        b"",
+    ),
+    "auth": (Kind.AUTH, 0, heads.Proof(_proof("client")), b""),
+    "auth ok": (Kind.AUTH_OK, 0, heads.Proof(_proof("server")), b""),
     "request": (
         Kind.REQUEST,
         1,

@@ -1,0 +1,1 @@
+"""Who may come in, and as whom. No bytes of connections pass here."""

@@ -1,0 +1,194 @@
+"""Arrivals over real sockets: tokens both ways, other users, relays, and dialling from a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from certificates import client_context, server_context
+
+from smartipc.ipc.drivers import aio, blocking
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.drivers.dialling import dial
+from smartipc.ipc.errors import AuthenticationFailed, ConnectFailed
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.transports.base import Stream
+from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.trust.entrance import Entrance, listen
+from smartipc.ipc.trust.tokens import auth_for, endpoint_of
+
+KINDS = ["unix", "abstract", "pipe", "tcp", "tls"]
+
+
+class Echo(QuietHost):
+    def on_request(self, link: aio.Link | blocking.Link, event: RequestReceived) -> None:
+        link.reply(event.id, event.payload)
+
+
+@contextmanager
+def entrance(kind: str, folder: Path, token: str | None = "secret") -> Iterator[Entrance]:
+    address = {
+        "unix": f"unix://{folder}/s",
+        "abstract": f"unix:@smartipc-entrance-{os.getpid()}",
+        "pipe": f"pipe://{folder}/p",
+        "tcp": "tcp://127.0.0.1:0",
+        "tls": "tls://127.0.0.1:0",
+    }[kind]
+    one = listen(address, token=token, tls=server_context() if kind == "tls" else None)
+    yield one
+    one.close()
+
+
+def serve_once(one: Entrance) -> threading.Thread:
+    """Accept one peer in a thread and serve it to its end."""
+
+    def run() -> None:
+        select.select([one.fileno()], [], [], 5.0)
+        stream, auth = one.accept()
+        link = blocking.Link(stream, Connection("server", Identity("s"), auth=auth), Echo())
+        while not link.closed:
+            link.pump(1.0)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def connect(one: Entrance, kind: str, token: str | None) -> blocking.Link:
+    stream = transport_for(one.address, tls=client_context() if kind == "tls" else None).dial()
+    auth = auth_for(token, stream, accepted=False)
+    return blocking.Link(stream, Connection("client", Identity("c"), auth=auth), QuietHost())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_token_opens(kind: str, folder: Path) -> None:
+    with entrance(kind, folder) as one:
+        thread = serve_once(one)
+        link = connect(one, kind, "secret")
+        assert link.call("echo", b"x" * 100_000, timeout=10.0) == b"x" * 100_000
+        link.close()
+        thread.join(5.0)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("token", ["wrong", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_token_or_a_wrong_one_does_not(kind: str, token: str | None, folder: Path) -> None:
+    with entrance(kind, folder) as one:
+        thread = serve_once(one)
+        link = connect(one, kind, token)
+        while not link.closed:
+            link.pump(1.0)
+        assert isinstance(link.error, AuthenticationFailed)
+        thread.join(5.0)
+        assert not thread.is_alive()
+
+
+def test_a_relay_elsewhere_is_noticed(folder: Path) -> None:
+    """Somebody who does not know the token listens elsewhere and passes everything on."""
+    with entrance("tcp", folder) as one:
+        thread = serve_once(one)
+        host, port = one.address.removeprefix("tcp://").split(":")
+        middle = socket.create_server(("127.0.0.1", 0))
+
+        def relay() -> None:
+            near, _ = middle.accept()
+            far = socket.create_connection((host, int(port)))
+            ends = {near: far, far: near}
+            while ends:
+                for ready in select.select(list(ends), [], [], 5.0)[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        ends = {}
+                        break
+                    ends[ready].sendall(data)
+            near.close()
+            far.close()
+
+        relaying = threading.Thread(target=relay)
+        relaying.start()
+        stream = transport_for(f"tcp://127.0.0.1:{middle.getsockname()[1]}").dial()
+        auth = auth_for("secret", stream, accepted=False)
+        link = blocking.Link(stream, Connection("client", Identity("c"), auth=auth), QuietHost())
+        while not link.closed:
+            link.pump(1.0)
+        assert isinstance(link.error, AuthenticationFailed)
+        thread.join(5.0)
+        relaying.join(5.0)
+        middle.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("unix", "unix:{folder}/s"), ("tcp", "tcp:127.0.0.1:{port}"), ("tls", "tcp:127.0.0.1:{port}")],
+)
+def test_both_ends_name_the_accepting_end_alike(kind: str, expected: str, folder: Path) -> None:
+    with entrance(kind, folder) as one:
+        near: list[Stream] = []
+        transport = transport_for(one.address, tls=client_context() if kind == "tls" else None)
+        thread = threading.Thread(target=lambda: near.append(transport.dial()))
+        thread.start()
+        select.select([one.fileno()], [], [], 5.0)
+        far, _ = one.accept()
+        if kind == "tls":
+            while not far.handshake():  # type: ignore[union-attr]
+                select.select([far.fileno()], [], [], 5.0)
+        thread.join(5.0)
+        wanted = expected.format(folder=folder, port=one.address.rpartition(":")[2])
+        assert endpoint_of(near[0], accepted=False) == endpoint_of(far, accepted=True) == wanted
+        near[0].close()
+        far.close()
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp", "pipe"])
+def test_dialling_from_a_loop(kind: str, folder: Path) -> None:
+    async def main() -> None:
+        with entrance(kind, folder) as one:
+            thread = serve_once(one)
+            stream = await dial(transport_for(one.address))
+            auth = auth_for("secret", stream, accepted=False)
+            link = aio.Link(stream, Connection("client", Identity("c"), auth=auth), QuietHost())
+            assert (await link.opened()).name == "s"
+            link.close()
+            await asyncio.to_thread(thread.join, 5.0)
+
+    asyncio.run(main())
+
+
+def test_dialling_that_is_cancelled_leaves_nothing(folder: Path) -> None:
+    """Nobody takes the connection, so the thread waits; it is told to stop waiting by its own timeout."""
+
+    async def main() -> None:
+        rendezvous = transport_for(f"pipe://{folder}/p").listen()
+        task = asyncio.create_task(dial(transport_for(f"pipe://{folder}/p"), 0.2))
+        while len(os.listdir(folder)) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.get_running_loop().shutdown_default_executor()
+        rendezvous.close()
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    assert os.listdir(folder) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_dialling_what_is_not_there(folder: Path) -> None:
+    async def main() -> None:
+        for address in (f"unix://{folder}/x", f"pipe://{folder}/x", "tcp://127.0.0.1:1"):
+            with pytest.raises(ConnectFailed):
+                await dial(transport_for(address), 1.0)
+
+    asyncio.run(main())
+    assert os.listdir(folder) == []
