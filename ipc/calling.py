@@ -25,7 +25,7 @@ _LAST_WORDS = 0.05
 """Seconds for the last answers of a process that is gone; a descendant may hold its socket open for ever."""
 _AT_ONCE = 3
 """Refusals in a row that are tried elsewhere without a pause."""
-_DIAL_AGAIN = 0.01
+DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
 
 
@@ -248,7 +248,7 @@ class Caller:
         while self._directory.state.lives(entry.instance, entry.generation):
             with contextlib.suppress(ConnectFailed, BlockingIOError):
                 return self.link_to(entry)
-            await asyncio.sleep(_DIAL_AGAIN)
+            await asyncio.sleep(DIAL_AGAIN)
         return None
 
     def forget(self, link: Any) -> tuple[str, int] | None:

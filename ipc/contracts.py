@@ -123,16 +123,22 @@ class Topic(Generic[Payload]):
 
     def __post_init__(self) -> None:
         _check_name("topic", self.name, _TOPIC)
-        if self.name.startswith("$sys"):
-            raise ValueError("topics under $sys. belong to the library")
+        _check_own(self.name)
+
+
+def _check_own(topic: str) -> None:
+    if topic.partition(".")[0] == "$sys":
+        raise ValueError("topics under $sys. belong to the library")
 
 
 def check_pattern(pattern: str) -> str:
     """Return `pattern` if it is a valid topic pattern: `*` is one token, `>` is one or more at the end.
 
     Raises:
-        ValueError: an empty token, a wildcard inside a token, `>` before the end, or too long.
+        ValueError: an empty token, a wildcard inside a token, `>` before the end, too long, or in the reserved
+            namespace "$sys.".
     """
+    _check_own(pattern)
     tokens = pattern.split(".")
     for index, token in enumerate(tokens):
         wild = token in ("*", ">")

@@ -22,6 +22,9 @@ State = Literal[
 ]  # fmt: skip
 """States of an instance as users see them (SPEC 7)."""
 
+Overflow = Literal["block", "drop_oldest", "drop_newest", "latest", "close"]
+"""What a subscription does when its reader is slow (SPEC 5.4)."""
+
 COMING: frozenset[State] = frozenset(
     {"waiting", "starting", "running", "ready", "degraded", "backoff", "stopping", "scheduled"}
 )
@@ -60,6 +63,19 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         return self.state == "ready"
 
 
+FLIGHT = 64
+"""Messages that may be under way to a subscription that drops, however few it keeps."""
+
+
+def flight(window: int, overflow: Overflow) -> int:
+    """Return how many messages of one publisher may be under way to a subscription.
+
+    One that drops acknowledges what has arrived, not what was consumed: what lies in the socket between is no place
+    to keep messages, only a way to have them arrive in numbers.
+    """
+    return window if overflow == "block" else max(window, FLIGHT)
+
+
 class Subscription(msgspec.Struct, frozen=True, array_like=True):
     """One subscription of one life. `number` is chosen by the subscriber, unique within its life."""
 
@@ -68,7 +84,16 @@ class Subscription(msgspec.Struct, frozen=True, array_like=True):
     number: int
     pattern: str
     window: int
-    """How many unconsumed messages a publisher may have sent to it (credit)."""
+    """How many messages a publisher may have under way to it (credit): unconsumed ones for "block", see `overflow`."""
+    queue: str = ""
+    """Name of the queue it is a member of, "" for none: each message goes to one member."""
+    overflow: Overflow = "block"
+    """What happens when the reader is slow. With all but "block" the publisher never waits."""
+
+    @property
+    def flight(self) -> int:
+        """How many messages of one publisher may be under way."""
+        return flight(self.window, self.overflow)
 
 
 class Directory(msgspec.Struct, frozen=True):
@@ -118,6 +143,8 @@ class Launch(msgspec.Struct, frozen=True):
     concurrency_running: int = 64
     concurrency_waiting: int = 1024
     directory: Directory = Directory(revision=0, full=True)
+    retained: str = ""
+    """Folder of the last values of retained topics, "" for none."""
 
 
 class LaunchRequest(msgspec.Struct, frozen=True):
@@ -171,6 +198,12 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     number: int
     pattern: str
     window: int
+    queue: str = ""
+    overflow: Overflow = "block"
+
+    def subscription(self, instance: str, generation: int) -> Subscription:
+        """Return what the directory lists for it."""
+        return Subscription(instance, generation, self.number, self.pattern, self.window, self.queue, self.overflow)
 
 
 class UnsubscribeRequest(msgspec.Struct, frozen=True):

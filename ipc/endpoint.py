@@ -20,9 +20,9 @@ from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
+from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, deliver
 from smartipc.ipc.serving import current_deadline
-from smartipc.ipc.subscriptions import published
 from smartipc.ipc.wire import codec
 
 Req = TypeVar("Req")
@@ -277,13 +277,15 @@ class Endpoint:
     # topics
 
     async def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
-        """Send to every subscription of the topic; waits while one of them has its window full.
+        """Send to every subscription of the topic; waits while one whose policy is "block" has its window full.
 
-        Cancelling it may leave the later subscriptions without the message, never a part of it.
+        With `retain` the value is kept as the topic's last, for whoever subscribes later, also when this process is
+        gone by then. Cancelling it may leave the later subscriptions without the message, never a part of it.
 
         Raises:
             InvalidPayload: it does not fit the topic's type.
-            LocalProtocolError: `retain` is not supported yet.
+            FrameTooLarge: it exceeds the limit of a message.
+            LocalProtocolError: `retain` where nothing is kept.
         """
         name, encoded = published(topic, payload)
         await self._router.publish(name, encoded, retain=retain)
@@ -292,7 +294,7 @@ class Endpoint:
         """Send to every subscription, or to none, and return how many.
 
         Raises:
-            Overloaded: a subscription has its window full; nothing was sent.
+            Overloaded: a subscription whose policy is "block" has its window full; nothing was sent.
             InvalidPayload, LocalProtocolError: as publish.
         """
         name, encoded = published(topic, payload)
@@ -318,21 +320,39 @@ class Endpoint:
     ) -> Messages[Any]:
         """Subscribe to a topic or a pattern: `async with ipc.subscribe(t) as messages: async for message in messages`.
 
-        Once entered, every later publish by any live worker reaches it. `max_pending` (default 1024) is how many
-        unconsumed messages each publisher may have sent; then `publish` waits.
+        Once entered, every later publish by any live worker reaches it, and it begins with the last retained values.
+
+        Args:
+            topic: a contract, a topic or a pattern: `*` is one token, `>` one or more at the end.
+            queue: share with all subscriptions of this queue, on whatever worker: each message goes to one of them, the
+                one with the least unconsumed, then in turn.
+            max_pending: messages kept for a slow reader, default 1024; of each publisher with "block", else in all.
+            overflow: what happens beyond that. "block": the publisher waits. "drop_oldest", "drop_newest": that is
+                lost. "latest": only the newest of each concrete topic is kept at all. "close": the reader gets
+                SlowConsumer behind the messages that were kept. A loss is in `missed` of the next message.
 
         Raises:
-            LocalProtocolError: `queue` and other overflow policies than "block" are not supported yet.
-            ValueError: the pattern is malformed.
+            LocalProtocolError: an unknown policy, no room at all, or an empty queue name.
+            ValueError: the pattern is malformed or reserved.
         """
         return self._router.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
-    def subscriber(self, topic: Topic[Any] | str) -> Callable[[F], F]:
-        """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time."""
+    def subscriber(
+        self,
+        topic: Topic[Any] | str,
+        *,
+        queue: str | None = None,
+        max_pending: int | None = None,
+        overflow: str = "block",
+    ) -> Callable[[F], F]:
+        """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time.
+
+        Its failures are logged, and the next message comes. Options and errors are those of `subscribe`.
+        """
 
         def register(function: F) -> F:
             wants = len(inspect.signature(function).parameters) > 1
-            messages = self.subscribe(topic)
+            messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             self._subscribers.append((messages, function, wants))
             if self._delivering:
                 self._keep(self._loop.create_task(deliver(messages, function, wants_message=wants)))

@@ -28,11 +28,15 @@ from smartipc.ipc.protocol.events import (
     RequestReceived,
 )
 from smartipc.ipc.publishing import Hub, Messages, Publisher
+from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.serving import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+LAST_MESSAGES = 1.0
+"""Seconds that an ending worker gives to messages that wait for a slow subscriber that drops."""
 
 
 class InstanceRouter:
@@ -73,8 +77,9 @@ class SmartIpc(Endpoint):
         arrivals = _Arrivals()
         registry = Registry(launch.worker, links.instance_name(launch))
         self._caller = arrivals.caller = Caller(launch, directory, arrivals)
-        self._publisher = arrivals.publisher = Publisher(directory, self._caller)
-        self._hub = arrivals.hub = Hub(launch, port)
+        retained = Retained(launch.retained, links.identity(launch))
+        self._publisher = arrivals.publisher = Publisher(directory, self._caller, retained)
+        self._hub = arrivals.hub = Hub(launch, port, retained)
         self._server = arrivals.server = Server(launch, registry, arrivals)
         super().__init__(registry, InstanceRouter(self._caller, self._publisher, self._hub))
         self.app = launch.app
@@ -158,6 +163,7 @@ class SmartIpc(Endpoint):
             await asyncio.wait(self._background, timeout=max(0.0, until - self._loop.time()))
         for task in self._background:
             task.cancel()
+        await self._publisher.drain(max(0.0, min(LAST_MESSAGES, until - self._loop.time())))
         await self._caller.aclose(max(0.1, until - self._loop.time()))
         self._directory.listeners.remove(self._directory_changed_elsewhere)
 

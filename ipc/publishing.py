@@ -1,8 +1,12 @@
-"""Topics in the async handle: publish with credit, subscribe with an inbox. The counting is in subscriptions.py."""
+"""Topics in the async handle: publish with credit, subscribe with an inbox.
+
+The counting and the policies are in publications.py and subscriptions.py; this file sends and waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
@@ -10,17 +14,27 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from smartipc.ipc import control
-from smartipc.ipc.calling import Caller
+from smartipc.ipc.calling import DIAL_AGAIN, Caller
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch, Subscription
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.errors import ConnectFailed, ConnectionLost, InvalidPayload, LocalProtocolError, Overloaded
-from smartipc.ipc.links import instance_name
+from smartipc.ipc.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    FrameTooLarge,
+    InvalidPayload,
+    LocalProtocolError,
+    Overloaded,
+)
+from smartipc.ipc.links import LIMITS, instance_name
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
+from smartipc.ipc.publications import Lane, Outgoing, member
+from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.subscriptions import Credit, Inbox, subscription_of
+from smartipc.ipc.routing.subscribers import Key, key_of
+from smartipc.ipc.subscriptions import Inbox, subscription_of
 
 T = TypeVar("T")
 log = logging.getLogger("smartipc.topics")
@@ -29,94 +43,214 @@ log = logging.getLogger("smartipc.topics")
 class Publisher:
     """Sends messages to the subscriptions that the directory lists."""
 
-    def __init__(self, directory: Directory, caller: Caller) -> None:
+    def __init__(self, directory: Directory, caller: Caller, retained: Retained) -> None:
         self._directory = directory
         self._caller = caller
-        self._credits: dict[tuple[str, int, int], Credit] = {}
+        self._retained = retained
+        self._lanes: dict[Key, Lane] = {}
         self._more: asyncio.Event = asyncio.Event()
+        self._again: set[Key] = set()
+        self._turn = 0
 
     def __repr__(self) -> str:
-        return f"<Publisher to {len(self._credits)} subscriptions>"
+        return f"<Publisher to {len(self._lanes)} subscriptions>"
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
-        """Send to every subscription, waiting for credit; see Endpoint.publish."""
-        _no_retain(retain)
-        for one in self._directory.state.subscribed(topic):
-            link = await self._place(one)
+    async def publish(self, name: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription, waiting for credit of those that block; see Endpoint.publish."""
+        _check_size(encoded)
+        stamp = self._retained.put(name, encoded) if retain else 0
+        targets = self._directory.state.subscribed(name)
+        for one in targets.plain:
+            lane = self._lane(one)
+            if lane.blocks:
+                link = await self._place(lane)
+                if link is not None:
+                    self._send(link, lane, lane.take(name, encoded, stamp))
+                    await link.drained()
+            else:
+                self._offer(lane, name, encoded, stamp)
+        for queue, _members in targets.queues:
+            link = await self._share(queue, name, encoded, stamp)
             if link is not None:
-                self._send(link, one, topic, encoded)
                 await link.drained()
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, name: str, encoded: bytes, *, retain: bool) -> int:
         """Send to every subscription or to none; see Endpoint.publish_nowait."""
-        _no_retain(retain)
-        targets = self._directory.state.subscribed(topic)
-        for one in targets:
-            if self._credit(one).left <= 0:
-                raise Overloaded(method=topic, instance=one.instance)
-        sent = 0
-        for one in targets:
-            entry = self._directory.state.entries[one.instance]
-            try:
-                link = self._caller.link_to(entry)
-            except BlockingIOError:
-                raise Overloaded(method=topic, instance=one.instance) from None
-            except ConnectFailed:
-                continue
-            self._send(link, one, topic, encoded)
-            sent += 1
-        return sent
+        _check_size(encoded)
+        targets = self._directory.state.subscribed(name)
+        chosen = list(targets.plain)
+        for _queue, members in targets.queues:
+            one = self._member(members)
+            if one is None:
+                raise Overloaded(method=name, instance=members[0].instance)
+            chosen.append(one)
+        links: list[tuple[Lane, Link | None]] = []
+        for one in chosen:
+            lane = self._lane(one)
+            link = self._link(lane)
+            if lane.blocks:
+                if link is None and not self._gone(lane):
+                    raise Overloaded(method=name, instance=one.instance)
+                if not lane.room:
+                    raise Overloaded(method=name, instance=one.instance)
+            links.append((lane, link))
+        stamp = self._retained.put(name, encoded) if retain else 0
+        for lane, link in links:
+            if not lane.blocks:
+                self._offer(lane, name, encoded, stamp)
+            elif link is not None:
+                self._send(link, lane, lane.take(name, encoded, stamp))
+        return sum(1 for lane, link in links if link is not None or not lane.blocks)
 
-    async def _place(self, one: Subscription) -> Link | None:
+    async def _place(self, lane: Lane) -> Link | None:
         """Wait for credit of a subscription and return the link to it; None when its life or itself is over."""
-        while self._credit(one).left <= 0:
-            if one not in self._directory.state.subscriptions:
+        while not lane.room:
+            if self._gone(lane):
                 return None
-            self._more.clear()
-            await self._more.wait()
-        entry = self._directory.state.entries.get(one.instance)
-        if entry is None or entry.generation != one.generation:
+            await self._credit()
+        entry = self._directory.state.entries.get(lane.one.instance)
+        if entry is None or entry.generation != lane.one.generation:
             return None
         return await self._caller.link_when_possible(entry)
 
-    def _credit(self, one: Subscription) -> Credit:
-        key = (one.instance, one.generation, one.number)
-        credit = self._credits.get(key)
-        if credit is None:
-            credit = self._credits[key] = Credit(one.window)
-        return credit
+    async def _share(self, queue: str, topic: str, payload: bytes, stamp: int) -> Link | None:
+        """Give a message to one member of a queue, waiting while all of them block; return the link if it was sent."""
+        while True:
+            members = dict(self._directory.state.subscribed(topic).queues).get(queue, ())
+            if not members:
+                return None
+            one = self._member(members)
+            if one is None:
+                await self._credit()
+                continue
+            lane = self._lane(one)
+            if not lane.blocks:
+                self._offer(lane, topic, payload, stamp)
+                return None
+            link = self._link(lane)
+            if link is not None:
+                self._send(link, lane, lane.take(topic, payload, stamp))
+                return link
+            await asyncio.sleep(DIAL_AGAIN)
 
-    def _send(self, link: Link, one: Subscription, topic: str, encoded: bytes) -> None:
+    async def _credit(self) -> None:
+        self._more.clear()
+        await self._more.wait()
+
+    def _member(self, members: tuple[Subscription, ...]) -> Subscription | None:
+        self._turn += 1
+        return member(members, self._lane, self._turn)
+
+    def _lane(self, one: Subscription) -> Lane:
+        key = key_of(one)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(one)
+        return lane
+
+    def _gone(self, lane: Lane) -> bool:
+        return lane.one not in self._directory.state.subscriptions
+
+    def _link(self, lane: Lane) -> Link | None:
+        """Return the link to a lane's life, None if it cannot be had now."""
+        entry = self._directory.state.entries.get(lane.one.instance)
+        if entry is None or entry.generation != lane.one.generation:
+            return None
         try:
-            link.publish(one.number, topic, encoded)
+            return self._caller.link_to(entry)
+        except (ConnectFailed, BlockingIOError):
+            return None
+
+    def _send(self, link: Link, lane: Lane, message: Outgoing) -> None:
+        try:
+            link.publish(
+                lane.one.number, message.topic, message.payload, stamp=message.stamp, sequence=message.sequence
+            )
         except ConnectionLost:
             return  # its process is going: at most once
-        self._credit(one).sent += 1
+        except FrameTooLarge:  # for this peer; the others take it
+            lane.give_back(message)
+            log.warning("message on %s is too large for %s", message.topic, lane.one.instance)
+
+    def _offer(self, lane: Lane, topic: str, payload: bytes, stamp: int) -> None:
+        """Send to a subscription that drops, or let the message wait there; nobody waits for it."""
+        link = self._link(lane)
+        if link is not None and lane.room:
+            self._send(link, lane, lane.take(topic, payload, stamp))
+            return
+        lane.keep(topic, payload, stamp)
+        if link is None:
+            self._look_again(lane)
+
+    def _flush(self, lane: Lane) -> None:
+        """Send what waited for credit."""
+        link = self._link(lane)
+        if link is None:
+            self._look_again(lane)
+            return
+        while (message := lane.next()) is not None:
+            self._send(link, lane, message)
+
+    def _look_again(self, lane: Lane) -> None:
+        key = key_of(lane.one)
+        if key not in self._again:
+            self._again.add(key)
+            asyncio.get_running_loop().call_later(DIAL_AGAIN, self._look, key)
+
+    def _look(self, key: Key) -> None:
+        self._again.discard(key)
+        lane = self._lanes.get(key)
+        if lane is not None and lane.pending:
+            self._flush(lane)
 
     def consumed(self, life: tuple[str, int], event: ConsumedReceived) -> None:
         """Take credit back."""
-        credit = self._credits.get((*life, event.number))
-        if credit is not None and credit.consumed < event.count <= credit.sent:
-            credit.consumed = event.count
+        lane = self._lanes.get((*life, event.number))
+        if lane is not None and lane.acknowledged(event.count):
+            if lane.pending or not lane.blocks:
+                self._flush(lane)
             self._more.set()
 
     def lost(self, life: tuple[str, int]) -> None:
         """Start the credit of a life anew: its subscriptions count per link, and that link is gone."""
-        for key in [key for key in self._credits if key[:2] == life]:
-            del self._credits[key]
+        for key, lane in self._lanes.items():
+            if key[:2] == life:
+                lane.renew()
+                if lane.pending:
+                    self._look_again(lane)
         self._more.set()
 
     def directory_changed(self) -> None:
-        """Forget subscriptions that are over, and let waiting publishers look again."""
-        alive = {(one.instance, one.generation, one.number) for one in self._directory.state.subscriptions}
-        for key in [key for key in self._credits if key not in alive]:
-            del self._credits[key]
+        """Forget subscriptions that are over, pass on what waited for a member of a queue, wake who waits."""
+        over = [lane for lane in self._lanes.values() if self._gone(lane)]
+        for lane in over:
+            del self._lanes[key_of(lane.one)]
+        for lane in over:
+            if lane.one.queue:
+                for message in lane.pending.values():
+                    self._pass_on(lane.one.queue, message)
         self._more.set()
 
+    def _pass_on(self, queue: str, message: Outgoing) -> None:
+        """Give a message that was never sent to another member."""
+        members = dict(self._directory.state.subscribed(message.topic).queues).get(queue, ())
+        if members:
+            one = self._member(members) or members[0]
+            lane = self._lane(one)
+            lane.keep(message.topic, message.payload, message.stamp, anyway=True)
+            self._flush(lane)
 
-def _no_retain(retain: bool) -> None:
-    if retain:
-        raise LocalProtocolError("publish(retain=True) is not supported yet")
+    async def drain(self, grace: float) -> None:
+        """Wait at most `grace` seconds until nothing waits for credit: this process is about to end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while any(lane.pending for lane in self._lanes.values()):
+                    await self._credit()
+
+
+def _check_size(encoded: bytes) -> None:
+    if len(encoded) > LIMITS.message:
+        raise FrameTooLarge(len(encoded), LIMITS.message, "message")
 
 
 class Messages(Generic[T]):
@@ -137,7 +271,7 @@ class Messages(Generic[T]):
 
     @property
     def dropped(self) -> int:
-        """Messages lost in all; always 0 with overflow="block"."""
+        """Messages known to be lost so far; always 0 with overflow="block"."""
         return self._inbox.dropped
 
     async def __aenter__(self) -> Messages[T]:
@@ -158,24 +292,28 @@ class Messages(Generic[T]):
 
         Raises:
             InvalidPayload: the next message does not fit the topic's type; the one after it may.
+            SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
         """
         while not self._inbox.waiting:
+            if self._inbox.error is not None and not self._closed:
+                self._closed = True
+                raise self._inbox.error
             if self._closed:
                 raise StopAsyncIteration
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
-        try:
-            message, link, owed = self._inbox.take()
-        except InvalidPayload:
-            _event, link = self._inbox.waiting.popleft()
-            self._hub.acknowledge(self._inbox.number, link, self._inbox.settle(link))
-            raise
-        self._hub.acknowledge(self._inbox.number, link, owed)
+        message, link, owed = self._inbox.take()
+        if owed is not None:
+            link.consumed(self._inbox.number, owed)
+        if isinstance(message, InvalidPayload):
+            raise message
         return message
 
     def arrived(self, event: MessageReceived, link: Link) -> None:
-        """Keep a message until it is consumed."""
-        self._inbox.waiting.append((event, link))
+        """Keep a message until it is consumed, or drop one, by the policy."""
+        owed = self._inbox.arrived(event, link)
+        if owed is not None:
+            link.consumed(self._inbox.number, owed)
         self._wake_up()
 
     def close(self) -> None:
@@ -195,7 +333,8 @@ class Messages(Generic[T]):
 class Hub:
     """The subscriptions of one handle."""
 
-    def __init__(self, launch: Launch, port: ControlPort) -> None:
+    def __init__(self, launch: Launch, port: ControlPort, retained: Retained) -> None:
+        self._retained = retained
         self._instance = instance_name(launch)
         self._port = port
         self._numbers = itertools.count(1)
@@ -209,8 +348,8 @@ class Hub:
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
         """Make a subscription that is registered when it is entered."""
-        pattern, payload_type, window = subscription_of(topic, queue=queue, max_pending=max_pending, overflow=overflow)
-        return Messages(self, Inbox(next(self._numbers), pattern, payload_type, window))
+        number = next(self._numbers)
+        return Messages(self, subscription_of(number, topic, queue=queue, max_pending=max_pending, overflow=overflow))
 
     async def register(self, messages: Messages[Any], inbox: Inbox) -> None:
         """Tell the supervisor, and wait until every live worker knows."""
@@ -219,9 +358,10 @@ class Hub:
         self._open[inbox.number] = messages
         if self._stopping:
             messages.close()
-        request = control.SubscribeRequest(inbox.number, inbox.pattern, inbox.window)
         try:
-            await asyncio.wrap_future(self._port.call(control.subscribe, request))
+            await asyncio.wrap_future(self._port.call(control.subscribe, inbox.request))
+            if not inbox.queue:  # what a queue's members share is work, and a last value is none
+                inbox.restore(self._retained.matching(inbox.pattern))
         except BaseException:
             self._open.pop(inbox.number, None)
             self._port.call(control.unsubscribe, control.UnsubscribeRequest(inbox.number))
@@ -231,11 +371,6 @@ class Hub:
         """Forget a subscription; messages under way to it are dropped."""
         self._open.pop(number, None)
         self._port.call(control.unsubscribe, control.UnsubscribeRequest(number))
-
-    def acknowledge(self, number: int, link: Link, owed: int | None) -> None:
-        """Give credit back if it is due."""
-        if owed is not None:
-            link.consumed(number, owed)
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass an arrived message on; one for a subscription that is gone is dropped."""

@@ -1,114 +1,281 @@
-"""Both ends of topics, as bookkeeping: credit a publisher has, messages a subscriber holds. No I/O, no waiting.
+"""The subscriber's end of topics, as bookkeeping: what has arrived, what is dropped, and the credit owed for it.
 
-Credit is counted per (publisher, subscription): a subscription takes at most `window` unconsumed messages of each
-publisher, and gives credit back as an absolute count of consumed ones.
+One that blocks acknowledges what was consumed, so that its publishers wait for the reader. One that drops acknowledges
+what has arrived, and keeps at most `max_pending` of it by its policy; every loss, here or at a publisher, is counted
+into `dropped` and into `missed` of the message behind it. Counts are per link, absolute. No I/O, no waiting, no locks.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast, get_args
 
 from smartipc.ipc.contracts import Topic, check_pattern
-from smartipc.ipc.errors import LocalProtocolError
+from smartipc.ipc.control import Overflow, SubscribeRequest, flight
+from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
 from smartipc.ipc.message import IpcMessage, epoch
 from smartipc.ipc.protocol.events import MessageReceived
+from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
 
+log = logging.getLogger("smartipc.topics")
+
 DEFAULT_WINDOW = 1024
-"""Unconsumed messages per publisher unless `max_pending` says otherwise."""
+"""Messages kept unless `max_pending` says otherwise."""
+_OWED_BYTES = 256 * 1024
+"""Payload bytes that are acknowledged at once, whatever their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Stands in the place of a link for a retained message, whose publisher may be gone."""
+
+    peer: Identity
 
 
 @dataclass(slots=True)
-class Credit:
-    """What a publisher may still send to one subscription of one life."""
+class _Origin:
+    """What came over one link: absolute counts, and the last number seen of a publisher that may drop."""
 
-    window: int
-    sent: int = 0
-    consumed: int = 0
+    settled: int = 0
+    acknowledged: int = 0
+    owed_bytes: int = 0
+    sequence: int = 0
 
-    @property
-    def left(self) -> int:
-        """Messages that may be sent now."""
-        return self.window - (self.sent - self.consumed)
+
+@dataclass(slots=True)
+class _Item:
+    """One message that waits; without an event it was dropped where it lay."""
+
+    event: MessageReceived | None
+    link: Any
+    missed: int
 
 
 @dataclass(slots=True)
 class Inbox:
-    """Messages of one subscription that arrived and were not consumed, and the credit owed to each publisher."""
+    """Messages of one subscription that arrived and were not consumed."""
 
     number: int
     pattern: str
     payload_type: Any
     window: int
-    waiting: deque[tuple[MessageReceived, Any]] = field(default_factory=deque)
+    overflow: Overflow = "block"
+    queue: str = ""
+    waiting: deque[_Item] = field(default_factory=deque)
+    """Never ends in a dropped one: if it is not empty there is something to take."""
     dropped: int = 0
-    _counts: dict[Any, list[int]] = field(default_factory=dict)
+    error: SlowConsumer | None = None
+    """Why the subscription ended by itself; raised behind the last message that was kept."""
+    _origins: dict[Any, _Origin] = field(default_factory=dict)
+    _topics: dict[str, _Item] = field(default_factory=dict)
+    _live: int = 0
+    _lost: int = 0
+    """Lost behind the last message that waits."""
+    _warned: bool = False
+    _stamps: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    """By topic: publisher, generation and stamp of the newest retained message that was seen."""
 
-    def take(self) -> tuple[IpcMessage[Any], Any, int | None]:
-        """Take the oldest message: itself, its link, and the consumed count to acknowledge now or None.
+    @property
+    def request(self) -> SubscribeRequest:
+        """What the supervisor is told."""
+        return SubscribeRequest(self.number, self.pattern, self.window, self.queue, self.overflow)
+
+    def arrived(self, event: MessageReceived, link: Any) -> int | None:
+        """Keep a message, by the policy; return the count to acknowledge now, or None."""
+        stale = event.stamp and not self._is_newest(event, link)
+        if self.overflow == "block":
+            if stale:
+                return self.settle(link)
+            self.waiting.append(_Item(event, link, 0))
+            return None
+        origin = self._origin(link)
+        lost = event.sequence - origin.sequence - (1 if event.topic else 0)
+        origin.sequence = event.sequence
+        if lost > 0:
+            self._lose(lost)
+        if event.topic and not stale:
+            self._keep(event, link)
+        return self._settle(origin, len(event.payload))
+
+    def restore(self, events: list[tuple[MessageReceived, Kept]]) -> None:
+        """Put retained messages in that were published before this subscription was known, newest of each topic."""
+        for event, kept in events:
+            if self._is_newest(event, kept):
+                self.waiting.append(_Item(event, kept, 0))
+                self._live += 1
+                if self.overflow == "latest":
+                    self._topics[event.topic] = self.waiting[-1]
+
+    def take(self) -> tuple[IpcMessage[Any] | InvalidPayload, Any, int | None]:
+        """Take the oldest message: itself, or why it cannot be read; its link; the count to acknowledge now or None.
 
         Raises:
             IndexError: none waits.
-            InvalidPayload: it does not fit the topic's type; it is consumed all the same, see `settle`.
         """
-        event, link = self.waiting[0]
-        payload = codec.decode(event.payload, self.payload_type, method=event.topic)
-        self.waiting.popleft()
+        event, link, missed = self._pop()
+        if self._live <= self.window // 2:
+            self._warned = False
+        owed = self.settle(link) if self.overflow == "block" and not isinstance(link, Kept) else None
+        try:
+            payload = codec.decode(event.payload, self.payload_type, method=event.topic)
+        except InvalidPayload as error:
+            self._pass_on(missed)
+            return error, link, owed
         message = IpcMessage(
             payload=payload,
             sender=link.peer.name if link.peer else "",
             headers=event.headers or {},
             timestamp=epoch(event.received_at),
             topic=event.topic,
+            missed=missed,
         )
-        return message, link, self.settle(link)
+        return message, link, owed
 
     def settle(self, link: Any) -> int | None:
-        """Count one message of that link as consumed; return the count to acknowledge now, or None."""
-        count = self._counts.setdefault(link, [0, 0])
-        count[0] += 1
-        if count[0] - count[1] >= max(1, self.window // 2):
-            count[1] = count[0]
-            return count[0]
-        return None
+        """Count one message of that link as dealt with; return the count to acknowledge now, or None."""
+        return self._settle(self._origin(link), 0)
 
     def forget(self, link: Any) -> None:
         """Drop the bookkeeping of a publisher that is gone; what it sent stays readable."""
-        self._counts.pop(link, None)
+        self._origins.pop(link, None)
+
+    def _origin(self, link: Any) -> _Origin:
+        origin = self._origins.get(link)
+        if origin is None:
+            origin = self._origins[link] = _Origin()
+        return origin
+
+    def _settle(self, origin: _Origin, size: int) -> int | None:
+        origin.settled += 1
+        origin.owed_bytes += size
+        owed = origin.settled - origin.acknowledged
+        if owed >= max(1, flight(self.window, self.overflow) // 2) or origin.owed_bytes >= _OWED_BYTES:
+            origin.acknowledged = origin.settled
+            origin.owed_bytes = 0
+            return origin.settled
+        return None
+
+    def _keep(self, event: MessageReceived, link: Any) -> None:
+        if self.error is not None:
+            self._lose(1)
+            return
+        if self.overflow == "latest" and (older := self._topics.get(event.topic)) is not None:
+            self._bury(older)
+        if self._live >= self.window:
+            if self.overflow in ("drop_newest", "close"):
+                self._lose(1)
+                return
+            _, _, missed = self._pop()
+            self._pass_on(missed)
+            self._lose(1, first=True)
+        item = _Item(event, link, self._lost)
+        self._lost = 0
+        self._live += 1
+        self.waiting.append(item)
+        if self.overflow == "latest":
+            self._topics[event.topic] = item
+
+    def _bury(self, item: _Item) -> None:
+        """Drop a message where it lies; whoever takes the one behind it is told."""
+        self._live -= 1
+        self._count(1)
+        if self.waiting[-1] is item:
+            self.waiting.pop()
+            self._lost += item.missed + 1
+            self._trim()
+            return
+        item.event = None
+        item.missed += 1
+        if len(self.waiting) > 2 * self._live + 64:
+            self._compact()
+
+    def _trim(self) -> None:
+        """Let no dropped message be the last."""
+        while self.waiting and self.waiting[-1].event is None:
+            self._lost += self.waiting.pop().missed
+
+    def _compact(self) -> None:
+        """Take dropped messages out that others lie behind."""
+        carried = 0
+        kept: deque[_Item] = deque()
+        for item in self.waiting:
+            carried += item.missed
+            if item.event is not None:
+                item.missed, carried = carried, 0
+                kept.append(item)
+        self._lost += carried
+        self.waiting = kept
+
+    def _pop(self) -> tuple[MessageReceived, Any, int]:
+        missed = 0
+        while True:
+            item = self.waiting.popleft()
+            missed += item.missed
+            if item.event is not None:
+                break
+        if self.overflow != "block":
+            self._live -= 1
+            if self._topics.get(item.event.topic) is item:
+                del self._topics[item.event.topic]
+        return item.event, item.link, missed
+
+    def _pass_on(self, missed: int) -> None:
+        if self.waiting:
+            self.waiting[0].missed += missed
+        else:
+            self._lost += missed
+
+    def _lose(self, count: int, *, first: bool = False) -> None:
+        """Note lost messages: in front of the first that waits, or behind the last."""
+        self._count(count)
+        if first:
+            self._pass_on(count)
+        else:
+            self._lost += count
+        if self.overflow == "close":
+            self.error = SlowConsumer(self.pattern, self.dropped)
+
+    def _count(self, count: int) -> None:
+        self.dropped += count
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "topic.messages_dropped: the reader of %r is slow, its policy is %s; %d dropped so far",
+                self.pattern,
+                self.overflow,
+                self.dropped,
+            )
+
+    def _is_newest(self, event: MessageReceived, link: Any) -> bool:
+        """Tell whether a retained message is news: it may come twice, from its publisher and from where it is kept."""
+        peer = link.peer
+        if peer is None:
+            return True
+        known = self._stamps.get(event.topic)
+        if known is not None and known[:2] == (peer.name, peer.generation) and event.stamp <= known[2]:
+            return False
+        self._stamps[event.topic] = (peer.name, peer.generation, event.stamp)
+        return True
 
 
 def subscription_of(
-    topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
-) -> tuple[str, Any, int]:
-    """Check the arguments of subscribe and return pattern, payload type and window.
+    number: int, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
+) -> Inbox:
+    """Check the arguments of subscribe and return its empty inbox.
 
     Raises:
-        LocalProtocolError: an option that is not supported yet, or a window below 1.
-        ValueError: the pattern is malformed.
+        LocalProtocolError: an unknown policy, an empty queue name, or room for less than one message.
+        ValueError: the pattern is malformed, or in the reserved namespace "$sys.".
     """
-    if queue is not None:
-        raise LocalProtocolError("subscribe(queue=...) is not supported yet")
-    if overflow != "block":
-        raise LocalProtocolError(f"subscribe(overflow={overflow!r}) is not supported yet; 'block' is")
+    if overflow not in get_args(Overflow):
+        raise LocalProtocolError(f"overflow must be one of {', '.join(get_args(Overflow))}, not {overflow!r}")
+    if queue == "":
+        raise LocalProtocolError("the name of a queue must not be empty")
     window = DEFAULT_WINDOW if max_pending is None else max_pending
     if window < 1:
         raise LocalProtocolError(f"max_pending must be at least 1, got {window}")
-    if isinstance(topic, Topic):
-        return topic.name, topic.payload, window
-    return check_pattern(topic), Any, window
-
-
-def published(topic: Topic[Any] | str, payload: Any) -> tuple[str, bytes]:
-    """Check and encode what is published.
-
-    Raises:
-        InvalidPayload: it does not fit the topic's type.
-        ValueError: the topic is malformed or reserved.
-    """
-    contract = topic if isinstance(topic, Topic) else Topic(topic, object)
-    encoded = codec.encode(payload, method=contract.name)
-    if isinstance(topic, Topic) and type(payload) is not topic.payload:
-        codec.decode(encoded, topic.payload, method=topic.name)
-    return contract.name, encoded
+    pattern, payload_type = (topic.name, topic.payload) if isinstance(topic, Topic) else (check_pattern(topic), Any)
+    return Inbox(number, pattern, payload_type, window, cast("Overflow", overflow), queue or "")

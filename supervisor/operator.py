@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
-from smartipc.ipc.control import Entry, Launch, Subscription
+from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.errors import LocalProtocolError
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import Outcome
@@ -39,9 +39,7 @@ class LocalPort:
         """Subscribe or unsubscribe."""
         future: Future[Any] = Future()
         if isinstance(payload, control.SubscribeRequest):
-            self._book.subscribe(
-                Subscription(control.SUPERVISOR, GENERATION, payload.number, payload.pattern, payload.window)
-            )
+            self._book.subscribe(payload.subscription(control.SUPERVISOR, GENERATION))
             self._publish_directory()
             self._book.barrier(lambda: future.set_result(None) if not future.done() else None)
         elif isinstance(payload, control.UnsubscribeRequest):
@@ -65,9 +63,12 @@ class Operator:
         pid: our own.
         book: the directory.
         publish_directory: sends pending changes of the book to everybody.
+        retained: folder of the last values of retained topics.
     """
 
-    def __init__(self, app: str, address: str, pid: int, book: Book, publish_directory: Any) -> None:
+    def __init__(
+        self, app: str, address: str, pid: int, book: Book, publish_directory: Any, retained: str = ""
+    ) -> None:
         self.directory = Directory()
         launch = Launch(
             app=app,
@@ -77,6 +78,7 @@ class Operator:
             target="",
             run_id="",
             address=address,
+            retained=retained,
         )
         book.set(Entry(control.SUPERVISOR, control.SUPERVISOR, 0, GENERATION, pid, "ready", address))
         self._ipc = SmartIpc(launch, self.directory, LocalPort(book, publish_directory))

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from smartipc.ipc import control
-from smartipc.ipc.control import HeartbeatPlan, Launch, Subscription
+from smartipc.ipc.control import HeartbeatPlan, Launch
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.errors import NoSuchMethod, SmartIpcError
@@ -97,8 +97,7 @@ class WorkerPipe(QuietHost):
 
     def _subscribe(self, link: Link, ident: int, request: control.SubscribeRequest) -> None:
         life = self._life
-        one = Subscription(life.instance, life.generation, request.number, request.pattern, request.window)
-        self._app.book.subscribe(one)
+        self._app.book.subscribe(request.subscription(life.instance, life.generation))
         self._app.tell()
         self._app.book.barrier(lambda: link.reply(ident, codec.EMPTY))
 
@@ -128,4 +127,5 @@ class WorkerPipe(QuietHost):
             concurrency_running=worker.concurrency.running,
             concurrency_waiting=worker.concurrency.waiting,
             directory=app.book.join((life.instance, life.generation)),
+            retained=app.retained,
         )

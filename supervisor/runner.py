@@ -48,7 +48,7 @@ from smartipc.supervisor.events import EventLog, iso
 from smartipc.supervisor.host.journal import open_journal, state_directory
 from smartipc.supervisor.host.output import Output
 from smartipc.supervisor.host.process import Life, ProcessHost, SpawnError
-from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RuntimeDirectory
+from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
 from smartipc.supervisor.operator import Operator
 from smartipc.supervisor.pipe import WorkerPipe
 from smartipc.supervisor.status import Meter
@@ -132,7 +132,7 @@ class App:
         self.host = ProcessHost(self.spec, self._directory.path / "mp", self.output, self._on_exit)
         self.host.open()
         address = f"unix://{self._directory.path}/supervisor.sock"
-        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.tell)
+        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.tell, self.retained)
         await self.operator.open()
         server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -345,6 +345,11 @@ class App:
         """Return where a life listens."""
         worker, _, slot = instance.rpartition(":")
         return f"unix://{self._directory.path}/{worker}.{slot}.{generation}.sock"
+
+    @property
+    def retained(self) -> str:
+        """Folder of the last values of retained topics."""
+        return str(self._directory.path / RETAINED)
 
     def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
         """Return the complete environment of a life (SPEC 8, 11)."""

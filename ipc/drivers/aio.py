@@ -176,11 +176,12 @@ class Link:
         payload: bytes,
         *,
         headers: dict[str, str] | None = None,
-        retained: bool = False,
+        stamp: int = 0,
+        sequence: int = 0,
     ) -> None:
         """Send a message to the peer's subscription `number`; raises as notify does."""
         self._require_open(topic)
-        self.connection.publish(number, topic, payload, headers=headers, retained=retained)
+        self.connection.publish(number, topic, payload, headers=headers, stamp=stamp, sequence=sequence)
         self._push()
 
     def consumed(self, number: int, count: int) -> None:

@@ -219,7 +219,8 @@ class Link:
         payload: bytes,
         *,
         headers: dict[str, str] | None = None,
-        retained: bool = False,
+        stamp: int = 0,
+        sequence: int = 0,
         wait: bool = True,
     ) -> None:
         """Send a message to the peer's subscription `number`; raises as notify does.
@@ -228,7 +229,7 @@ class Link:
         """
         self._require_open(topic)
         self._say(
-            lambda: self.connection.publish(number, topic, payload, headers=headers, retained=retained),
+            lambda: self.connection.publish(number, topic, payload, headers=headers, stamp=stamp, sequence=sequence),
             topic,
             wait=wait,
         )

@@ -331,16 +331,18 @@ class Connection:
         payload: bytes,
         *,
         headers: dict[str, str] | None = None,
-        retained: bool = False,
+        stamp: int = 0,
+        sequence: int = 0,
     ) -> None:
-        """Queue a message for the peer's subscription `number`; in order per number.
+        """Queue a message for the peer's subscription `number`; in order per number. See heads.MessageHead.
 
         Raises:
             FrameTooLarge: as request.
             LocalProtocolError: as request.
         """
         self._check(len(payload))
-        self._out.add(Kind.MSG, number, self._head(heads.MessageHead(topic, headers, retained)), payload, key=number)
+        head = self._head(heads.MessageHead(topic, headers, stamp > 0, stamp, sequence))
+        self._out.add(Kind.MSG, number, head, payload, key=number)
 
     def consumed(self, number: int, count: int) -> None:
         """Queue that `count` messages in all of our subscription `number` are consumed."""
@@ -657,7 +659,8 @@ class Connection:
 
     def _on_message(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.MessageHead)
-        events.append(MessageReceived(ident, fields.topic, payload, fields.headers, fields.retained, now))
+        message = MessageReceived(ident, fields.topic, payload, fields.headers, now, fields.stamp, fields.sequence)
+        events.append(message)
 
     def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         events.append(ConsumedReceived(ident, heads.decode(head, heads.AckHead).consumed))

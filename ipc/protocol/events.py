@@ -71,8 +71,9 @@ class MessageReceived(msgspec.Struct, frozen=True):
     topic: str
     payload: bytes
     headers: dict[str, str] | None
-    retained: bool
     received_at: float
+    stamp: int = 0
+    sequence: int = 0
 
 
 class ConsumedReceived(msgspec.Struct, frozen=True, gc=False):

@@ -10,27 +10,34 @@ from collections.abc import Callable, Iterable
 
 from smartipc.ipc import control
 from smartipc.ipc.control import COMING, Entry, ExitFacts, Subscription
-from smartipc.ipc.routing.topics import matches
+from smartipc.ipc.routing.subscribers import Subscribers, Targets
 
-_MEMO = 4096
-"""Topics whose subscriptions are remembered per state."""
 _LIVING = frozenset({"starting", "running", "ready", "degraded", "stopping"})
 
 
 class DirectoryState:
-    """One consistent picture. Never changed after it was made, but for its memo."""
+    """One consistent picture of who lives where. Never changed after it was made.
 
-    __slots__ = ("_memo", "by_worker", "entries", "revision", "subscriptions")
+    Only `subscriptions` is shared from state to state and kept current in place: ten thousand of them are not copied
+    because one comes or goes, and a publisher that sees a newer one early does nothing wrong.
+    """
 
-    def __init__(self, revision: int, entries: Iterable[Entry], subscriptions: Iterable[Subscription]) -> None:
+    __slots__ = ("by_worker", "entries", "revision", "subscribed", "subscriptions")
+
+    def __init__(
+        self, revision: int, entries: Iterable[Entry], subscriptions: Subscribers | Iterable[Subscription]
+    ) -> None:
         self.revision = revision
         self.entries = {entry.instance: entry for entry in entries}
         workers: dict[str, list[Entry]] = {}
         for entry in self.entries.values():
             workers.setdefault(entry.worker, []).append(entry)
         self.by_worker = {name: tuple(sorted(of, key=lambda entry: entry.slot)) for name, of in workers.items()}
-        self.subscriptions = tuple(one for one in subscriptions if self.lives(one.instance, one.generation))
-        self._memo: dict[str, tuple[Subscription, ...]] = {}
+        if not isinstance(subscriptions, Subscribers):
+            subscriptions = Subscribers(one for one in subscriptions if self.lives(one.instance, one.generation))
+        self.subscriptions = subscriptions
+        self.subscribed: Callable[[str], Targets] = subscriptions.targets
+        """Where a message on a concrete topic goes."""
 
     def __repr__(self) -> str:
         return f"<DirectoryState {self.revision}: {len(self.entries)} slots, {len(self.subscriptions)} subscriptions>"
@@ -55,15 +62,6 @@ class DirectoryState:
         """Tell whether an instance of the worker may become ready by itself."""
         return any(entry.state in COMING for entry in self.by_worker.get(worker, ()))
 
-    def subscribed(self, topic: str) -> tuple[Subscription, ...]:
-        """Return the subscriptions that a message on `topic` goes to."""
-        known = self._memo.get(topic)
-        if known is None:
-            known = tuple(one for one in self.subscriptions if matches(one.pattern, topic))
-            if len(self._memo) < _MEMO:
-                self._memo[topic] = known
-        return known
-
 
 class Directory:
     """The current state and who wants to know when it changes."""
@@ -77,13 +75,19 @@ class Directory:
 
     def apply(self, update: control.Directory) -> None:
         """Take an update and call the listeners; one thread at a time, readers need no lock."""
-        old = self.state
         if update.full:
             self.state = DirectoryState(update.revision, update.entries, update.subscriptions)
         else:
+            old, subscriptions = self.state, self.state.subscriptions
             entries = old.entries | {entry.instance: entry for entry in update.entries}
-            gone = set(update.unsubscribed)
-            kept = [one for one in old.subscriptions if (one.instance, one.generation, one.number) not in gone]
-            self.state = DirectoryState(update.revision, entries.values(), [*kept, *update.subscriptions])
+            new = DirectoryState(update.revision, entries.values(), subscriptions)
+            for entry in update.entries:
+                subscriptions.keep(entry.instance, new.lives)
+            for key in update.unsubscribed:
+                subscriptions.remove(key)
+            self.state = new
+            for one in update.subscriptions:
+                if new.lives(one.instance, one.generation):
+                    subscriptions.add(one)
         for listener in tuple(self.listeners):
             listener()

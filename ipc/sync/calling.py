@@ -486,6 +486,10 @@ class Caller(QuietHost):
         """Wait until something came over `link` or the directory changed, unless `done` already."""
         self._poll({link}, done, _LONGEST_SLEEP)
 
+    def wait_any(self, on: Collection[Link], done: Callable[[], bool], longest: float = _LONGEST_SLEEP) -> None:
+        """Wait until something came over one of the links, or the directory changed, unless `done` already."""
+        self._poll(on, done, min(longest, _LONGEST_SLEEP))
+
     def _sleep(self, calls: Collection[Call]) -> None:
         """Wait until something may have happened to one of the calls."""
         on = {call.link for call in calls if call.link is not None}

@@ -17,7 +17,7 @@ from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.errors import LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
-from smartipc.ipc.subscriptions import published
+from smartipc.ipc.publications import published
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.publishing import Messages
 from smartipc.ipc.sync.serving import current_deadline
@@ -275,11 +275,15 @@ class Endpoint:
     # topics
 
     def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
-        """Send to every subscription of the topic; waits while one of them has its window full.
+        """Send to every subscription of the topic; waits while one whose policy is "block" has its window full.
+
+        With `retain` the value is kept as the topic's last, for whoever subscribes later, also when this process is
+        gone by then. An interrupt may leave the later subscriptions without it.
 
         Raises:
             InvalidPayload: it does not fit the topic's type.
-            LocalProtocolError: `retain` is not supported yet.
+            FrameTooLarge: it exceeds the limit of a message.
+            LocalProtocolError: `retain` where nothing is kept.
         """
         name, encoded = published(topic, payload)
         self._router.publish(name, encoded, retain=retain)
@@ -314,22 +318,39 @@ class Endpoint:
     ) -> Messages[Any]:
         """Subscribe to a topic or a pattern: `with ipc.subscribe(topic) as messages: for message in messages`.
 
-        Once entered, every later publish by any live worker reaches it. `max_pending` (default 1024) is how many
-        unconsumed messages each publisher may have sent; then `publish` waits. Iterating ends when the worker is told
-        to stop; in the home thread it also serves the requests that arrive meanwhile.
+        Once entered, every later publish by any live worker reaches it, and it begins with the last retained values.
+
+        Args:
+            topic: a contract, a topic or a pattern: `*` is one token, `>` one or more at the end.
+            queue: share with all subscriptions of this queue, on whatever worker: each message goes to one of them, the
+                one with the least unconsumed, then in turn.
+            max_pending: messages kept for a slow reader, default 1024; of each publisher with "block", else in all.
+            overflow: what happens beyond that. "block": the publisher waits. "drop_oldest", "drop_newest": that is
+                lost. "latest": only the newest of each concrete topic is kept at all. "close": the reader gets
+                SlowConsumer behind the messages that were kept. A loss is in `missed` of the next message.
 
         Raises:
-            LocalProtocolError: `queue` and other overflow policies than "block" are not supported yet.
-            ValueError: the pattern is malformed.
+            LocalProtocolError: an unknown policy, no room at all, or an empty queue name.
+            ValueError: the pattern is malformed or reserved.
         """
         return self._router.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
-    def subscriber(self, topic: Topic[Any] | str) -> Callable[[F], F]:
-        """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time."""
+    def subscriber(
+        self,
+        topic: Topic[Any] | str,
+        *,
+        queue: str | None = None,
+        max_pending: int | None = None,
+        overflow: str = "block",
+    ) -> Callable[[F], F]:
+        """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time.
+
+        Its failures are logged, and the next message comes. Options and errors are those of `subscribe`.
+        """
 
         def register(function: F) -> F:
             refuse_async(function, "a subscriber")
-            messages = self.subscribe(topic)
+            messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             messages.function = function
             messages.wants_message = len(inspect.signature(function).parameters) > 1
             self._subscribers.append(messages)

@@ -18,6 +18,7 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.message import Peer
+from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.calling import Caller
@@ -27,6 +28,9 @@ from smartipc.ipc.sync.serving import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("smartipc.handle")
+
+LAST_MESSAGES = 1.0
+"""Seconds that an ending worker gives to messages that wait for a slow subscriber that drops."""
 
 
 class InstanceRouter:
@@ -75,8 +79,9 @@ class SmartIpc(Endpoint):
         registry = Registry(launch.worker, links.instance_name(launch))
         self._caller = Caller(launch, directory)
         self._server = Server(launch, registry, port)
-        self._publisher = Publisher(directory, self._caller)
-        self._hub = Hub(launch, port, self._server)
+        retained = Retained(launch.retained, links.identity(launch))
+        self._publisher = Publisher(directory, self._caller, self._server, retained)
+        self._hub = Hub(launch, port, self._server, retained)
         super().__init__(registry, InstanceRouter(self._caller, self._publisher, self._hub))
         self.app = launch.app
         self.worker = launch.worker
@@ -90,7 +95,7 @@ class SmartIpc(Endpoint):
         self._stop = threading.Event()
         self._stop_cause = ""
         self._caller.while_stalled = self._server.read
-        self._server.before_sleep = self._caller.flush
+        self._server.before_sleep = self._before_sleep
         self._on_stop: list[Callable[[], Any]] = []
         self._ready = False
         self._closed = False
@@ -168,11 +173,16 @@ class SmartIpc(Endpoint):
                 for function in self._on_stop:
                     function()
                 self._server.drain(until)
+                self._publisher.drain(min(until, time.monotonic() + LAST_MESSAGES))
         finally:
             self._server.close()
             self._caller.close(max(0.1, until - time.monotonic()))
             if self._directory_changed in self._directory.listeners:
                 self._directory.listeners.remove(self._directory_changed)
+
+    def _before_sleep(self) -> None:
+        self._caller.flush()
+        self._publisher.flush()
 
     def _begin_stop(self, cause: str) -> None:
         if not self._stop.is_set():

@@ -1,10 +1,15 @@
-"""Topics in the blocking handle: publish with credit, subscribe with an inbox. The counting is in subscriptions.py."""
+"""Topics in the blocking handle: publish with credit, subscribe with an inbox.
+
+The counting and the policies are in publications.py and subscriptions.py; this file sends and waits.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -21,12 +26,15 @@ from smartipc.ipc.errors import (
     LocalProtocolError,
     Overloaded,
 )
-from smartipc.ipc.links import instance_name
+from smartipc.ipc.links import LIMITS, instance_name
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
+from smartipc.ipc.publications import Lane, Outgoing, member
+from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.subscriptions import Credit, Inbox, subscription_of
+from smartipc.ipc.routing.subscribers import Key, key_of
+from smartipc.ipc.subscriptions import Inbox, Kept, subscription_of
 from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller, Life
 from smartipc.ipc.sync.serving import Server
 
@@ -37,117 +45,243 @@ log = logging.getLogger("smartipc.topics")
 class Publisher:
     """Sends messages to the subscriptions that the directory lists. For any number of threads."""
 
-    def __init__(self, directory: Directory, caller: Caller) -> None:
+    def __init__(self, directory: Directory, caller: Caller, server: Server, retained: Retained) -> None:
         self._directory = directory
         self._caller = caller
-        self._credits: dict[tuple[str, int, int], Credit] = {}
-        self._lock = threading.Lock()
+        self._server = server
+        self._retained = retained
+        self._lanes: dict[Key, Lane] = {}
+        self._lock = threading.RLock()  # a message that cannot be sent may end its link, which reports back
+        self._turn = 0
         caller.on_credit = self.consumed
         caller.on_lost = self.lost
 
     def __repr__(self) -> str:
-        return f"<Publisher to {len(self._credits)} subscriptions>"
+        return f"<Publisher to {len(self._lanes)} subscriptions>"
 
     def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
-        """Send to every subscription, waiting for credit; see Endpoint.publish."""
+        """Send to every subscription, waiting for credit of those that block; see Endpoint.publish."""
         self._caller.require_own()
-        _no_retain(retain)
-        for one in self._directory.state.subscribed(topic):
-            while not self._sent(one, topic, encoded) and one in self._directory.state.subscriptions:
+        _check_size(encoded)
+        stamp = self._retained.put(topic, encoded) if retain else 0
+        targets = self._directory.state.subscribed(topic)
+        for one in targets.plain:
+            lane = self._lane(one)
+            if lane.blocks:
+                while not self._sent(lane, topic, encoded, stamp) and not self._gone(lane):
+                    pass
+            else:
+                self._offer(lane, topic, encoded, stamp)
+        for queue, _members in targets.queues:
+            while not self._shared(queue, topic, encoded, stamp):
                 pass
 
-    def _sent(self, one: Subscription, name: str, encoded: bytes) -> bool:
+    def _sent(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> bool:
         """Send to one subscription, or wait a little for what keeps it from being sent."""
         state = self._directory.state
-        entry = state.entries.get(one.instance)
-        if entry is None or entry.generation != one.generation:
+        entry = state.entries.get(lane.one.instance)
+        if entry is None or entry.generation != lane.one.generation:
             return True  # nobody is left to receive it
         try:
             link = self._caller.link_to(entry)
         except (ConnectFailed, BlockingIOError):
             self._caller.change(state, DIAL_AGAIN)
             return False
-        if self._take(one):
-            self._send(link, one, name, encoded, wait=True)
+        message = self._take(lane, topic, encoded, stamp)
+        if message is not None:
+            self._send(link, lane, message, wait=True)
             return True
-        self._caller.wait(link, lambda: self._may_go_on(one, link))
+        self._caller.wait(link, lambda: link.closed or lane.room or self._gone(lane))
+        return False
+
+    def _shared(self, queue: str, topic: str, encoded: bytes, stamp: int) -> bool:
+        """Give a message to one member of a queue, or wait a little while all of them are full."""
+        members = dict(self._directory.state.subscribed(topic).queues).get(queue, ())
+        if not members:
+            return True
+        links = {one: link for one in members if (link := self._link(self._lane(one))) is not None}
+        for link in links.values():
+            link.pump(0)  # what was consumed meanwhile decides who is next
+        one = self._member(members)
+        if one is not None:
+            lane = self._lane(one)
+            if not lane.blocks:
+                self._offer(lane, topic, encoded, stamp)
+                return True
+            return self._sent(lane, topic, encoded, stamp)
+        if links:
+            self._caller.wait_any(list(links.values()), lambda: self._member(members) is not None)
+        else:
+            self._caller.change(self._directory.state, DIAL_AGAIN)
         return False
 
     def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Send to every subscription or to none; see Endpoint.publish_nowait."""
         self._caller.require_own()
-        _no_retain(retain)
-        targets: list[tuple[Subscription, Link]] = []
-        for one in self._directory.state.subscribed(topic):
-            entry = self._directory.state.entries[one.instance]
-            try:
-                link = self._caller.link_to(entry)
-            except BlockingIOError:
-                raise Overloaded(method=topic, instance=one.instance) from None
-            except ConnectFailed:
-                continue
-            if self._credit(one).left <= 0:
-                link.pump(0)  # nobody else reads credits of a worker that only publishes
-            if not link.flush() or self._credit(one).left <= 0:
-                raise Overloaded(method=topic, instance=one.instance)
-            targets.append((one, link))
+        _check_size(encoded)
+        targets = self._directory.state.subscribed(topic)
+        chosen = [self._lane(one) for one in targets.plain]
+        for _queue, members in targets.queues:
+            for one in members:
+                if (link := self._link(self._lane(one))) is not None:
+                    link.pump(0)
+            member_ = self._member(members)
+            if member_ is None:
+                raise Overloaded(method=topic, instance=members[0].instance)
+            chosen.append(self._lane(member_))
+        links: list[tuple[Lane, Link | None]] = []
+        for lane in chosen:
+            link = self._link(lane)
+            if lane.blocks and not self._gone(lane):
+                if link is None:
+                    raise Overloaded(method=topic, instance=lane.one.instance)
+                if not lane.room:
+                    link.pump(0)  # nobody else reads credits of a worker that only publishes
+                if not link.flush() or not lane.room:
+                    raise Overloaded(method=topic, instance=lane.one.instance)
+            links.append((lane, link))
+        stamp = self._retained.put(topic, encoded) if retain else 0
         sent = 0
-        for one, link in targets:
-            if self._take(one):
-                self._send(link, one, topic, encoded, wait=False)
+        for lane, link in links:
+            if not lane.blocks:
+                self._offer(lane, topic, encoded, stamp)
+                sent += 1
+            elif link is not None and (message := self._take(lane, topic, encoded, stamp)) is not None:
+                self._send(link, lane, message, wait=False)
                 sent += 1
         return sent
 
-    def _may_go_on(self, one: Subscription, link: Link) -> bool:
-        return link.closed or self._credit(one).left > 0 or one not in self._directory.state.subscriptions
+    def _member(self, members: tuple[Subscription, ...]) -> Subscription | None:
+        with self._lock:
+            self._turn += 1
+            return member(members, self._lane, self._turn)
 
-    def _credit(self, one: Subscription) -> Credit:
-        key = (one.instance, one.generation, one.number)
-        credit = self._credits.get(key)
-        if credit is None:
-            credit = self._credits.setdefault(key, Credit(one.window))
-        return credit
+    def _lane(self, one: Subscription) -> Lane:
+        key = key_of(one)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes.setdefault(key, Lane(one))
+        return lane
 
-    def _take(self, one: Subscription) -> bool:
+    def _gone(self, lane: Lane) -> bool:
+        return lane.one not in self._directory.state.subscriptions
+
+    def _link(self, lane: Lane) -> Link | None:
+        """Return the link to a lane's life, None if it cannot be had now."""
+        entry = self._directory.state.entries.get(lane.one.instance)
+        if entry is None or entry.generation != lane.one.generation:
+            return None
+        try:
+            return self._caller.link_to(entry)
+        except (ConnectFailed, BlockingIOError):
+            return None
+
+    def _take(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> Outgoing | None:
         """Use one credit up, if there is one."""
         with self._lock:
-            credit = self._credit(one)
-            if credit.left <= 0:
-                return False
-            credit.sent += 1
-            return True
+            return lane.take(topic, encoded, stamp) if lane.room else None
 
-    def _send(self, link: Link, one: Subscription, topic: str, encoded: bytes, *, wait: bool) -> None:
+    def _send(self, link: Link, lane: Lane, message: Outgoing, *, wait: bool) -> None:
         try:
-            link.publish(one.number, topic, encoded, wait=wait)
+            link.publish(
+                lane.one.number,
+                message.topic,
+                message.payload,
+                stamp=message.stamp,
+                sequence=message.sequence,
+                wait=wait,
+            )
         except ConnectionLost:
             return  # its process is going: at most once
-        except FrameTooLarge:
+        except FrameTooLarge:  # for this peer; the others take it
             with self._lock:
-                self._credit(one).sent -= 1
-            raise
+                lane.give_back(message)
+            log.warning("message on %s is too large for %s", message.topic, lane.one.instance)
+
+    def _offer(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> None:
+        """Send to a subscription that drops, or let the message wait there; nobody waits for it."""
+        link = self._link(lane)
+        if link is not None and not lane.room:
+            link.pump(0)
+        with self._lock:
+            if link is not None and lane.room:
+                self._send(link, lane, lane.take(topic, encoded, stamp), wait=False)
+            else:
+                lane.keep(topic, encoded, stamp)
+        if lane.pending and link is not None:
+            self._server.watch(link)
+
+    def _flush(self, lane: Lane) -> None:
+        """Send what waited for credit, in order, whoever else publishes."""
+        link = self._link(lane)
+        if link is None:
+            return
+        with self._lock:
+            while (message := lane.next()) is not None:
+                self._send(link, lane, message, wait=False)
+        if lane.pending:
+            self._server.watch(link)
+
+    def flush(self) -> None:
+        """Try again what could not be sent because there was no link; called now and then while the handle waits."""
+        for lane in list(self._lanes.values()):
+            if lane.pending:
+                self._flush(lane)
 
     def consumed(self, life: Life, event: ConsumedReceived) -> None:
         """Take credit back."""
-        credit = self._credits.get((*life, event.number))
-        if credit is not None and credit.consumed < event.count <= credit.sent:
-            credit.consumed = event.count
+        lane = self._lanes.get((*life, event.number))
+        if lane is None:
+            return
+        with self._lock:
+            back = lane.acknowledged(event.count)
+        if back and (lane.pending or not lane.blocks):
+            self._flush(lane)
 
     def lost(self, life: Life) -> None:
-        """Forget the counts of a link that is over: a new one to the same life starts from zero at both ends."""
-        for key in [key for key in list(self._credits) if key[:2] == life]:
-            self._credits.pop(key, None)
+        """Start the counts of a link that is over anew: a new one to the same life starts from zero at both ends."""
+        with self._lock:
+            for key, lane in list(self._lanes.items()):
+                if key[:2] == life:
+                    lane.renew()
 
     def directory_changed(self) -> None:
-        """Forget subscriptions that are over."""
-        alive = {(one.instance, one.generation, one.number) for one in self._directory.state.subscriptions}
-        for key in [key for key in list(self._credits) if key not in alive]:
-            self._credits.pop(key, None)
+        """Forget subscriptions that are over, and pass on what waited for a member of a queue."""
+        with self._lock:
+            over = [lane for lane in self._lanes.values() if self._gone(lane)]
+            for lane in over:
+                del self._lanes[key_of(lane.one)]
+        for lane in over:
+            if lane.one.queue:
+                for message in lane.pending.values():
+                    self._pass_on(lane.one.queue, message)
+
+    def _pass_on(self, queue: str, message: Outgoing) -> None:
+        """Give a message that was never sent to another member."""
+        members = dict(self._directory.state.subscribed(message.topic).queues).get(queue, ())
+        if members:
+            lane = self._lane(self._member(members) or members[0])
+            with self._lock:
+                lane.keep(message.topic, message.payload, message.stamp, anyway=True)
+            self._flush(lane)
+
+    def drain(self, until: float) -> None:
+        """Wait at most until that time for what waits for credit: this process is about to end."""
+        while pending := [lane for lane in list(self._lanes.values()) if lane.pending]:
+            links = [link for lane in pending if (link := self._link(lane)) is not None]
+            left = until - time.monotonic()
+            if left <= 0 or not links:
+                return
+            self._caller.wait_any(links, functools.partial(_settled, pending), left)
 
 
-def _no_retain(retain: bool) -> None:
-    if retain:
-        raise LocalProtocolError("publish(retain=True) is not supported yet")
+def _settled(lanes: list[Lane]) -> bool:
+    return not any(lane.pending for lane in lanes)
+
+
+def _check_size(encoded: bytes) -> None:
+    if len(encoded) > LIMITS.message:
+        raise FrameTooLarge(len(encoded), LIMITS.message, "message")
 
 
 class Messages(Generic[T]):
@@ -171,7 +305,7 @@ class Messages(Generic[T]):
 
     @property
     def dropped(self) -> int:
-        """Messages lost in all; always 0 with overflow="block"."""
+        """Messages known to be lost so far; always 0 with overflow="block"."""
         return self._inbox.dropped
 
     def __enter__(self) -> Messages[T]:
@@ -192,6 +326,7 @@ class Messages(Generic[T]):
 
         Raises:
             InvalidPayload: the next message does not fit the topic's type; the one after it may.
+            SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
         """
         message = self.receive(None)
         if message is None:
@@ -202,7 +337,7 @@ class Messages(Generic[T]):
         """Return the next message, or None after `timeout` seconds, or at the end of the subscription.
 
         Raises:
-            InvalidPayload: as iteration.
+            InvalidPayload, SlowConsumer: as iteration.
         """
         while True:
             if not self._hub.wait(self._settled, timeout):
@@ -210,23 +345,21 @@ class Messages(Generic[T]):
             with self._lock:
                 if self._inbox.waiting:
                     return self._take()
+                if self._inbox.error is not None and not self._closed:
+                    self._closed = True
+                    raise self._inbox.error
             if self._closed:
                 return None
 
     def _settled(self) -> bool:
-        return bool(self._inbox.waiting) or self._closed
+        return bool(self._inbox.waiting) or self._closed or self._inbox.error is not None
 
     def _take(self) -> IpcMessage[T]:
-        try:
-            message, link, owed = self._inbox.take()
-        except InvalidPayload:
-            _event, link = self._inbox.waiting.popleft()
-            owed = self._inbox.settle(link)
-            if owed is not None:
-                link.consumed(self._inbox.number, owed)
-            raise
+        message, link, owed = self._inbox.take()
         if owed is not None:
             link.consumed(self._inbox.number, owed)
+        if isinstance(message, InvalidPayload):
+            raise message
         return message
 
     def deliver(self) -> None:
@@ -245,9 +378,18 @@ class Messages(Generic[T]):
             log.exception("subscriber of %r raised", self)
 
     def arrived(self, event: MessageReceived, link: Link) -> bool:
-        """Keep a message until it is consumed; return whether a function waits for it."""
-        self._inbox.waiting.append((event, link))
+        """Keep a message until it is consumed, or drop one, by the policy; return whether a function waits for it."""
+        with self._lock:
+            owed = self._inbox.arrived(event, link)
+        if owed is not None:
+            link.consumed(self._inbox.number, owed)
         return self.function is not None
+
+    def restore(self, events: list[tuple[MessageReceived, Kept]]) -> int:
+        """Put the topics' last values in; return how many wait for a function."""
+        with self._lock:
+            self._inbox.restore(events)
+            return len(self._inbox.waiting) if self.function is not None else 0
 
     def close(self) -> None:
         """Let iteration end after what has arrived."""
@@ -261,7 +403,8 @@ class Messages(Generic[T]):
 class Hub:
     """The subscriptions of one handle."""
 
-    def __init__(self, launch: Launch, port: ControlPort, server: Server) -> None:
+    def __init__(self, launch: Launch, port: ControlPort, server: Server, retained: Retained) -> None:
+        self._retained = retained
         self._instance = instance_name(launch)
         self._port = port
         self._server = server
@@ -279,8 +422,8 @@ class Hub:
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
         """Make a subscription that is registered when it is entered."""
-        pattern, payload_type, window = subscription_of(topic, queue=queue, max_pending=max_pending, overflow=overflow)
-        return Messages(self, Inbox(next(self._numbers), pattern, payload_type, window))
+        number = next(self._numbers)
+        return Messages(self, subscription_of(number, topic, queue=queue, max_pending=max_pending, overflow=overflow))
 
     def register(self, messages: Messages[Any], inbox: Inbox) -> None:
         """Tell the supervisor, and wait until every live worker knows.
@@ -294,9 +437,11 @@ class Hub:
         self._open[inbox.number] = messages
         if self._stopping:
             messages.close()
-        request = control.SubscribeRequest(inbox.number, inbox.pattern, inbox.window)
         try:
-            self._port.call(control.subscribe, request).result()
+            self._port.call(control.subscribe, inbox.request).result()
+            if not inbox.queue:  # what a queue's members share is work, and a last value is none
+                for _ in range(messages.restore(self._retained.matching(inbox.pattern))):
+                    self._server.post(messages.deliver)
         except BaseException:
             self.unregister(inbox.number)
             raise

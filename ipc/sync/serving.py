@@ -7,6 +7,7 @@ and may keep thread-bound things such as SQLite connections. What a request mean
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import os
@@ -82,6 +83,7 @@ class Server(QuietHost):
         self._corked: set[Link] = set()
         self._writing: set[Link] = set()
         self._swept = 0.0
+        self._watched: dict[int, Link] = {}
 
     def __repr__(self) -> str:
         return f"<Server {len(self.links)} links, {len(self._queue)} waiting{', running' if self._running else ''}>"
@@ -135,6 +137,23 @@ class Server(QuietHost):
         """Let the home thread run `work` in its turn. Called where links are read."""
         self._queue.append((None, work))
 
+    def watch(self, link: Link) -> None:
+        """From now on, read a link that we dialled as well: its peer owes credit to messages that wait here."""
+        fd = link.fileno()
+        if fd >= 0 and self._watched.get(fd) is not link:
+            self._watched[fd] = link
+            with contextlib.suppress(FileExistsError):
+                self._ready.register(fd)
+
+    def _read_watched(self, fd: int) -> None:
+        link = self._watched[fd]
+        if link.fileno() == fd:
+            link.pump(0)
+        if link.fileno() != fd:
+            del self._watched[fd]
+            if fd not in self.links:  # else the number is a new link's by now
+                self._ready.unregister(fd)
+
     def _turn_as_leader(self, timeout: float) -> bool:
         if timeout and len(self._queue) > _BACKLOG:
             return False  # not the home thread's business to read on: the home thread has enough to do
@@ -178,6 +197,8 @@ class Server(QuietHost):
                     self._read(link)
             elif fd == listener:
                 self._accept()
+            elif fd in self._watched:
+                self._read_watched(fd)
             else:
                 self._waker.clear()
         now = time.monotonic()

@@ -147,7 +147,7 @@ class Stage:
         key = (instance, launch.generation, payload.number)
         with self._lock:
             if method.name == control.subscribe.name:
-                self._subscriptions[key] = Subscription(*key, payload.pattern, payload.window)
+                self._subscriptions[key] = payload.subscription(instance, launch.generation)
             else:
                 self._subscriptions.pop(key, None)
             self.tell()

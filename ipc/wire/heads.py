@@ -66,11 +66,15 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MessageHead(msgspec.Struct, frozen=True, array_like=True):
-    """Head of MSG."""
+    """Head of MSG. An empty topic carries no message: it tells that everything up to `sequence` was dropped."""
 
     topic: str
     headers: dict[str, str] | None = None
     retained: bool = False
+    stamp: int = 0
+    """Rises with every retained message of its publisher; 0 for one that is not retained."""
+    sequence: int = 0
+    """Position among all that was published to this subscription, sent or dropped; 0 where nothing is dropped."""
 
 
 class AckHead(msgspec.Struct, frozen=True, array_like=True):

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Self
 from smartipc.ipc.errors import SmartIpcError
 
 CONTROL_SOCKET = "control.sock"
+RETAINED = "retained"
+"""Folder with the last values of retained topics, written by the workers; it ends with the app."""
 _LOCK = "lock"
 
 
@@ -88,6 +91,7 @@ class RuntimeDirectory:
         for left in self.path.iterdir():
             if stat.S_ISSOCK(left.lstat().st_mode):
                 left.unlink()
+        shutil.rmtree(self.path / RETAINED, ignore_errors=True)
         if self.path != self._link:
             _point(self._link, self.path)
         return self
@@ -97,6 +101,7 @@ class RuntimeDirectory:
         for left in self.path.iterdir():
             if left.name == _LOCK or stat.S_ISSOCK(left.lstat().st_mode):
                 left.unlink()
+        shutil.rmtree(self.path / RETAINED, ignore_errors=True)
         if self.path != self._link and self._link.is_symlink():
             self._link.unlink()
         with contextlib.suppress(OSError):

@@ -453,16 +453,15 @@ def test_a_stopping_worker_refuses_new_calls_and_finishes_old_ones(live: Callabl
     live(scene)
 
 
-def test_what_is_not_built_is_refused(live: Callable[..., None]) -> None:
+def test_misuse_is_refused(live: Callable[..., None]) -> None:
     async def scene(stage: Stage) -> None:
         async with handle(stage, "w") as w:
-            for attempt in (
-                lambda: w.subscribe("a", queue="q"),
-                lambda: w.subscribe("a", overflow="latest"),
-                lambda: w.publish_nowait("a", 1, retain=True),
-            ):
-                with pytest.raises(LocalProtocolError, match="not supported yet"):
-                    attempt()
+            with pytest.raises(LocalProtocolError, match="runtime directory"):
+                w.publish_nowait("a", 1, retain=True)
+            with pytest.raises(LocalProtocolError, match="one of block, drop_oldest"):
+                w.subscribe("a", overflow="drop")
+            with pytest.raises(LocalProtocolError, match="must not be empty"):
+                w.subscribe("a", queue="")
             with pytest.raises(LocalProtocolError, match="at least 1"):
                 w.subscribe("a", max_pending=0)
             with pytest.raises(LocalProtocolError, match="another worker"):

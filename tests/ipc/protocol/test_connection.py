@@ -115,10 +115,10 @@ def test_a_huge_fault_is_shortened() -> None:
 def test_notify_publish_acknowledge_ping_goodbye() -> None:
     client, server = pair()
     client.notify("w.n", b"1", headers={"a": "b"})
-    client.publish(7, "t.x", b"2", headers={"c": "d"}, retained=True)
+    client.publish(7, "t.x", b"2", headers={"c": "d"}, stamp=3, sequence=9)
     assert move(client, server, 3.0) == [
         NotifyReceived("w.n", b"1", {"a": "b"}, 3.0),
-        MessageReceived(7, "t.x", b"2", {"c": "d"}, True, 3.0),
+        MessageReceived(7, "t.x", b"2", {"c": "d"}, 3.0, stamp=3, sequence=9),
     ]
     server.consumed(7, 1)
     sequence = server.ping(4.0)

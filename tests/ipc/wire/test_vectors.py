@@ -68,6 +68,13 @@ HEADS = {
     "request with headers": (Kind.REQUEST, 3, heads.RequestHead("a.b", 1500, 2, {"trace": "x"}), codec.EMPTY),
     "notify": (Kind.NOTIFY, 0, heads.RequestHead("a.poke"), codec.encode(7)),
     "message": (Kind.MSG, 5, heads.MessageHead("index.progress"), codec.encode({"done": 1})),
+    "message, retained and numbered": (
+        Kind.MSG,
+        5,
+        heads.MessageHead("index.progress", None, True, 7, 41),
+        codec.encode({"done": 1}),
+    ),
+    "gap": (Kind.MSG, 5, heads.MessageHead("", sequence=43), b""),
     "acknowledge": (Kind.ACK, 5, heads.AckHead(512), b""),
     "open a stream": (
         Kind.OPEN,
