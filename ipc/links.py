@@ -55,3 +55,8 @@ def life(entry: Entry) -> tuple[str, int]:
 def path_of(address: str) -> str:
     """Return the path of a unix:// address."""
     return address.removeprefix("unix://")
+
+
+def alone(name: str) -> Launch:
+    """Return the facts of a process that nobody launched: it listens nowhere by itself and belongs to no app."""
+    return Launch(app="", worker=name, slot=0, generation=0, target="", run_id="")

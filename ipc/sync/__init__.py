@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from smartipc.ipc.sync.client import IpcClient as IpcClient
+from smartipc.ipc.sync.client import connect as connect
 from smartipc.ipc.sync.handle import SmartIpc as SmartIpc
+from smartipc.ipc.sync.server import IpcServer as IpcServer
+from smartipc.ipc.sync.server import serve as serve
 
-__all__ = ["SmartIpc"]
+__all__ = ["IpcClient", "IpcServer", "SmartIpc", "connect", "serve"]

@@ -62,6 +62,7 @@ class Call:
     __slots__ = (
         "attempt", "avoid", "deadline", "declared", "entry", "error", "fixed", "headers", "idempotent", "ident", "key",
         "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "to", "waiting_for",
+        "where",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +99,7 @@ class Call:
         self.seen: DirectoryState | None = None
         self.avoid: set[Life] | None = None
         self.waiting_for = ""
+        self.where = ""
         self.reply: bytes | None = None
         self.error: BaseException | None = None
 
@@ -113,7 +115,7 @@ class Call:
     @property
     def instance(self) -> str:
         """The instance that is, or was last, asked."""
-        return self.entry.instance if self.entry is not None else ""
+        return self.entry.instance if self.entry is not None else self.where
 
     def result(self) -> bytes:
         """Return the reply's payload or raise the error."""

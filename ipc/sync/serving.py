@@ -99,6 +99,11 @@ class Server(QuietHost):
         self._listener = UnixSocketTransport(links.path_of(self._launch.address)).listen()
         self._ready.register(self._listener.fileno())
 
+    def adopt(self, link: Link) -> None:
+        """Read a link, too, from here on."""
+        self.links[link.fileno()] = link
+        self._ready.register(link.fileno())
+
     # waiting: what every blocking member of the handle ends in
 
     def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
@@ -261,9 +266,7 @@ class Server(QuietHost):
                 log.warning("connection of another user refused")
                 sock.close()
                 continue
-            link = Link(sock, Connection("server", self._identity, links.LIMITS), self)
-            self.links[link.fileno()] = link
-            self._ready.register(link.fileno())
+            self.adopt(Link(sock, Connection("server", self._identity, links.LIMITS), self))
 
     # LinkHost: called where a link is read
 

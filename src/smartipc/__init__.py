@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smartipc.ipc.client import IpcClient as IpcClient
+    from smartipc.ipc.client import connect as connect
     from smartipc.ipc.contracts import Channel as Channel
     from smartipc.ipc.contracts import Method as Method
     from smartipc.ipc.contracts import Stream as Stream
@@ -41,11 +43,14 @@ if TYPE_CHECKING:
     from smartipc.ipc.message import IpcMessage as IpcMessage
     from smartipc.ipc.message import Outcome as Outcome
     from smartipc.ipc.message import Peer as Peer
+    from smartipc.ipc.server import IpcServer as IpcServer
+    from smartipc.ipc.server import serve as serve
     from smartipc.ipc.transports.base import IpcTransport as IpcTransport
     from smartipc.ipc.transports.child import ChildProcessTransport as ChildProcessTransport
     from smartipc.ipc.transports.pipe import NamedPipeTransport as NamedPipeTransport
     from smartipc.ipc.transports.tcp import TcpTransport as TcpTransport
     from smartipc.ipc.transports.unix import UnixSocketTransport as UnixSocketTransport
+    from smartipc.ipc.wire.limits import Limits as Limits
 
 __version__ = "0.1.0"
 
@@ -61,8 +66,11 @@ _PUBLIC = {
     "EndOfStream": "smartipc.ipc.errors",
     "FrameTooLarge": "smartipc.ipc.errors",
     "InvalidPayload": "smartipc.ipc.errors",
+    "IpcClient": "smartipc.ipc.client",
     "IpcMessage": "smartipc.ipc.message",
+    "IpcServer": "smartipc.ipc.server",
     "IpcTransport": "smartipc.ipc.transports.base",
+    "Limits": "smartipc.ipc.wire.limits",
     "LocalProtocolError": "smartipc.ipc.errors",
     "Method": "smartipc.ipc.contracts",
     "NamedPipeTransport": "smartipc.ipc.transports.pipe",
@@ -87,6 +95,8 @@ _PUBLIC = {
     "Topic": "smartipc.ipc.contracts",
     "UnixSocketTransport": "smartipc.ipc.transports.unix",
     "WorkerDied": "smartipc.ipc.errors",
+    "connect": "smartipc.ipc.client",
+    "serve": "smartipc.ipc.server",
 }
 
 __all__ = [
@@ -101,8 +111,11 @@ __all__ = [
     "EndOfStream",
     "FrameTooLarge",
     "InvalidPayload",
+    "IpcClient",
     "IpcMessage",
+    "IpcServer",
     "IpcTransport",
+    "Limits",
     "LocalProtocolError",
     "Method",
     "NamedPipeTransport",
@@ -128,6 +141,8 @@ __all__ = [
     "UnixSocketTransport",
     "WorkerDied",
     "__version__",
+    "connect",
+    "serve",
 ]
 
 

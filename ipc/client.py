@@ -1,0 +1,438 @@
+"""The async client without a supervisor: one link to one server, made again whenever it is lost.
+
+What happens when is decided in protocol.reconnection, what becomes of a call in routing.attempts; the verbs are in
+endpoint.py. The blocking twin is sync/client.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import ssl
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from smartipc.ipc import links
+from smartipc.ipc.address import parse
+from smartipc.ipc.contracts import Topic
+from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.endpoint import Endpoint
+from smartipc.ipc.errors import (
+    AuthenticationFailed,
+    ConnectFailed,
+    ConnectionLost,
+    LocalProtocolError,
+    ProtocolError,
+    RequestTimeout,
+    SmartIpcError,
+)
+from smartipc.ipc.message import Peer
+from smartipc.ipc.opening import Opening
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import CancelReceived, Closed, GoodbyeReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
+from smartipc.ipc.publishing import Messages
+from smartipc.ipc.routing import attempts
+from smartipc.ipc.serving import Server
+from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.wire.limits import Limits
+
+StateListener = Callable[[str], Any]
+HOPELESS = (AuthenticationFailed, ProtocolError)
+"""Failures of a handshake that another try would repeat."""
+
+
+class Line(QuietHost):
+    """The Router of a client: to the one server, over whichever link there is.
+
+    Args:
+        address: where the server is.
+        identity: what we say of ourselves.
+        dispatcher: runs the handlers that the server calls.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        identity: Identity,
+        registry: Registry,
+        *,
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+        timeout: float,
+    ) -> None:
+        self.address = address
+        self.listeners: list[StateListener] = []
+        self.link: Link | None = None
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.machine = Reconnection(self._loop.time() + timeout, again=not address.startswith("fd:"))
+        self._identity = identity
+        self._tls = tls
+        self._limits = limits
+        self._timeout = timeout
+        self._handlers = Server(links.alone(identity.name), registry, self)
+        self._leaving = False
+        self._gone = asyncio.Event()
+        self._changed: asyncio.Future[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._failure: SmartIpcError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Line to {self.address} {self.machine.state}>"
+
+    # the life of the connection
+
+    async def open(self) -> None:
+        """Connect for the first time, trying again until the timeout.
+
+        Raises:
+            ConnectFailed: in vain.
+            AuthenticationFailed, RemoteProtocolError: the server is no such server, or does not want us.
+        """
+        self._keeper = self._loop.create_task(self._keep())
+        try:
+            while self.machine.state is ClientState.CONNECTING:
+                await self.change(None)
+            if self._keeper.done():
+                await self._keeper
+        except BaseException:
+            await self.close(0.0)
+            raise
+        if self._failure is not None:
+            await self.close(0.0)
+            raise self._failure
+
+    async def _keep(self) -> None:
+        try:
+            await self._keep_connected()
+        finally:  # by a defect too: nobody shall wait for a connection that nobody makes
+            if self.machine.close("its keeper has ended"):
+                self._tell()
+            self.ended.set()
+
+    async def _keep_connected(self) -> None:
+        """Make links, one after the other, until the end."""
+        while True:
+            failure = await self._once()
+            if failure is None:
+                assert self.link is not None
+                await self._gone.wait()
+                failure = self.link.error or ConnectionLost()
+                if self.machine.lost(self._loop.time(), str(failure)):
+                    self._tell()
+            elif self.machine.failed(self._loop.time(), str(failure), hopeless=isinstance(failure, HOPELESS)):
+                hopeless = isinstance(failure, HOPELESS)
+                self._failure = failure if hopeless else ConnectFailed(self.address, _why(failure))
+                self._tell()
+            if self.machine.state is ClientState.CLOSED:
+                return
+            await asyncio.sleep(self.machine.delay(self._loop.time(), random.random()))  # noqa: S311 - only jitter
+
+    async def _once(self) -> SmartIpcError | None:
+        """Make one link and restore what the last one had; return why it failed, or None."""
+        try:
+            transport = transport_for(self.address, tls=self._tls)
+            if transport.instant:
+                stream = transport.dial(self._timeout)
+            else:
+                stream = await asyncio.to_thread(transport.dial, self._timeout)
+        except SmartIpcError as error:
+            return error
+        except BlockingIOError:
+            return ConnectFailed(self.address, "its queue of connections is full")
+        link = Link(stream, Connection("client", self._identity, self._limits), self)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await link.opened()
+        except SmartIpcError as error:
+            return error
+        except TimeoutError:
+            link.close("no handshake in time")
+            return ConnectFailed(self.address, "no handshake in time")
+        except BaseException:
+            link.close()
+            raise
+        self.link = link
+        self._leaving = False
+        self._gone.clear()
+        if link.closed:
+            self._gone.set()
+        self._handlers.links.add(link)
+        if self.machine.opened(self._loop.time()):
+            self._tell()
+        return None
+
+    async def close(self, grace: float) -> None:
+        """End it: finish what runs here, let calls and unsent bytes out, for at most `grace` seconds in all."""
+        until = self._loop.time() + grace
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        link = self.link
+        if link is not None and not link.closed:
+            link.goodbye("the client is closing")
+            await self._handlers.drain(grace)
+            await link.aclose(max(0.0, until - self._loop.time()))
+        if self.machine.close():
+            self._tell()
+        self.ended.set()
+        self._wake()
+
+    def _tell(self) -> None:
+        self._wake()
+        for listener in tuple(self.listeners):
+            listener(self.machine.state.value)
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+        self._changed = None
+
+    async def change(self, until: float | None) -> bool:
+        """Wait until something about the connection changes, or until the time; tell which."""
+        if self._changed is None:
+            self._changed = self._loop.create_future()
+        left = None if until is None else max(0.0, until - self._loop.time())
+        done, _ = await asyncio.wait({self._changed}, timeout=left)
+        return bool(done)
+
+    # Router
+
+    async def request(
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,  # noqa: ARG002 - there is one server: equal keys reach the same one
+        headers: dict[str, str] | None = None,
+        idempotent: bool = False,
+        declared: tuple[type[BaseException], ...] = (),
+    ) -> bytes:
+        """Call the server; see Router."""
+        _only_one(to, slot)
+        until = self._loop.time() + timeout
+        attempt = 1
+        while True:
+            link = await self._usable(name, until, timeout)
+            left = until - self._loop.time()
+            if left <= 0:
+                raise RequestTimeout(timeout, method=name, processed="no" if attempt == 1 else "maybe")
+            try:
+                return await link.call(name, encoded, timeout=left, headers=headers, attempt=attempt)
+            except RemoteFault as fault:
+                error = fault.error(method=name, instance=_peer(link), declared=declared)
+            except RequestTimeout as expired:
+                raise RequestTimeout(timeout, method=name, instance=_peer(link), processed=expired.processed) from None
+            except ConnectionLost as lost:
+                lost.method, lost.instance = name, _peer(link)
+                error = lost
+            decision = attempts.after(error, idempotent=idempotent, attempt=attempt)
+            if decision == "raise":
+                raise error
+            if decision == "retry":
+                attempt += 1
+            if link is self.link and not link.closed:
+                # It refuses new calls and will go, or its handler's own call was lost: either way a moment later.
+                await self.change(min(until, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
+
+    async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:  # noqa: ARG002 - see request
+        """Return the link as soon as there is one; see Router."""
+        _only_one(to, slot)
+        return await self._usable(name, self._loop.time() + timeout, timeout)
+
+    async def broadcast(
+        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+    ) -> list[tuple[str, bytes | BaseException]]:
+        """Ask the server, which is everybody; see Router."""
+        expected: tuple[type[BaseException], ...] = (SmartIpcError, *declared)
+        try:
+            answer: bytes | BaseException = await self.request(name, encoded, timeout=timeout, declared=declared)
+        except expected as error:
+            answer = error
+        return [(_peer(self.link), answer)]
+
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+        """Hand a message to the server; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+        """Hand a message to the server, or not; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def subscribe(
+        self,
+        topic: Topic[Any] | str,  # noqa: ARG002
+        *,
+        queue: str | None,  # noqa: ARG002
+        max_pending: int | None,  # noqa: ARG002
+        overflow: str,  # noqa: ARG002
+    ) -> Messages[Any]:
+        """Make a subscription at the server; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    async def _usable(self, name: str, until: float, timeout: float) -> Link:
+        while True:
+            link = self.link
+            if link is not None and not link.closed and not self._leaving and self.machine.state == "connected":
+                return link
+            if self.machine.state is ClientState.CLOSED:
+                raise ConnectionLost(self.address, self.machine.reason, method=name, processed="no", retryable=False)
+            if not await self.change(until):
+                reason = f"the connection is {self.machine.state.value}: {self.machine.reason or 'no server yet'}"
+                raise RequestTimeout(timeout, reason, method=name, processed="no")
+
+    # LinkHost
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """Serve what the server asks."""
+        self._handlers.on_request(link, event)
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        """Serve it."""
+        self._handlers.on_notify(link, event)
+
+    def on_cancel(self, link: Link, event: CancelReceived) -> None:
+        """Cancel the handler."""
+        self._handlers.on_cancel(link, event.id)
+
+    def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:  # noqa: ARG002 - the shape of every host
+        """Start no more calls on this link: the server is going, and another one may come."""
+        if link is self.link:
+            self._leaving = True
+
+    def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
+        """Cancel what the server had asked for; the keeper sees the rest."""
+        self._handlers.closed(link)
+        if link is self.link:
+            self._gone.set()
+        self._wake()
+
+
+class IpcClient(Endpoint):
+    """One connection to a server, kept up. Made by `smartipc.connect`.
+
+    Either side may call, notify, publish and subscribe. `address` is what was dialled; `name` is how the server
+    sees us.
+    """
+
+    def __init__(self, line: Line, registry: Registry, name: str) -> None:
+        super().__init__(registry, line)
+        self.address = line.address
+        self.name = name
+        self._line = line
+        self._delivering = True
+
+    def __repr__(self) -> str:
+        return f"<IpcClient {self.name} of {self.address}: {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """The connection now: "connecting", "connected", "reconnecting" or "closed"."""
+        return self._line.machine.state.value
+
+    @property
+    def server(self) -> str:
+        """The server's name; "" while there is no connection."""
+        link = self._line.link
+        return link.peer.name if link is not None and link.peer is not None and not link.closed else ""
+
+    def on_state(self, function: StateListener) -> StateListener:
+        """Call `function(state)` whenever the state changes, on the event loop; keep it short."""
+        self._line.listeners.append(function)
+        return function
+
+    async def closed(self) -> None:
+        """Wait until the client is closed, by us or for good. Cancelling it changes nothing."""
+        await self._line.ended.wait()
+
+    async def serve_forever(self) -> None:
+        """Answer the server's calls until the client is closed; they are answered at any other time, too."""
+        await self.closed()
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        """End the connection: calls and handlers under way may finish for at most `grace` seconds.
+
+        Later calls do nothing. Cancelling it closes at once.
+        """
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        await self._line.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def connect(
+    address: str,
+    *,
+    name: str | None = None,
+    token: str | bytes | None = None,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 10.0,
+    limits: Limits | None = None,
+) -> Opening[IpcClient]:
+    """Connect to a server; to be awaited, or used in `async with`, which also closes.
+
+    Tries until `timeout`, and again whenever the connection is lost, for ever; see IpcClient.state.
+
+    Args:
+        address: where it listens; see docs/reference/addresses.md.
+        name: what the server calls us; default "client:<pid>".
+        token: the shared secret, where the server wants one.
+        tls: for tls:// addresses.
+        timeout: seconds to try for the first connection.
+        limits: bounds of the connection.
+
+    Raises:
+        ConnectFailed: no connection within `timeout` seconds.
+        AuthenticationFailed: the token is wrong, on either side.
+        RemoteProtocolError: what listens there speaks another protocol.
+        ValueError: the address is malformed.
+    """
+    parse(address)
+
+    async def opened() -> IpcClient:
+        called = name or f"client:{os.getpid()}"
+        if token is not None:
+            raise LocalProtocolError("token= is not supported yet")
+        registry = Registry("", called)
+        line = Line(
+            address, Identity(called, os.getpid()), registry, tls=tls, limits=limits or Limits(), timeout=timeout
+        )
+        client = IpcClient(line, registry, called)
+        await line.open()
+        return client
+
+    return Opening(opened)
+
+
+def _only_one(to: Peer | None, slot: int | None) -> None:
+    if to is not None or slot is not None:
+        raise LocalProtocolError("a client has one server: to= and slot= are for workers and servers")
+
+
+def _peer(link: Link | None) -> str:
+    return (link.peer.name if link is not None and link.peer is not None else "") or "the server"
+
+
+def _why(error: BaseException) -> str:
+    return error.reason if isinstance(error, (ConnectFailed, ConnectionLost)) else str(error)

@@ -1,0 +1,306 @@
+"""The async server without a supervisor: one listener, any number of clients, each of which may be called too.
+
+The verbs are in endpoint.py, handlers run in serving.py, topics are relayed by relay.py. The blocking twin is
+sync/server.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import ssl
+from types import TracebackType
+from typing import Any, Self
+
+from smartipc.ipc import links
+from smartipc.ipc.address import parse
+from smartipc.ipc.contracts import Topic
+from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.endpoint import Endpoint
+from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.message import Peer
+from smartipc.ipc.opening import Opening
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import CancelReceived, Closed, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.publishing import Messages
+from smartipc.ipc.serving import Server
+from smartipc.ipc.transports.base import Listener
+from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.transports.unix import is_local, same_user
+from smartipc.ipc.wire.limits import Limits
+
+log = logging.getLogger("smartipc.server")
+_ACCEPTS_PER_TURN = 64
+
+
+class Exchange(QuietHost):
+    """The Router of a server: to its clients, each over the link that it made.
+
+    Args:
+        identity: what we say of ourselves.
+        registry: the handlers.
+        limits: bounds of each connection.
+    """
+
+    def __init__(self, identity: Identity, registry: Registry, limits: Limits) -> None:
+        self.clients: dict[Link, Peer] = {}
+        self.handlers = Server(links.alone(identity.name), registry, self)
+        self._identity = identity
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._arriving: set[Link] = set()
+        self._listener: Listener | None = None
+
+    def __repr__(self) -> str:
+        return f"<Exchange with {len(self.clients)} clients>"
+
+    # the door
+
+    def listen(self, address: str, *, tls: ssl.SSLContext | None) -> str:
+        """Begin to listen and return the bound address.
+
+        Raises:
+            ConnectFailed: it cannot be bound.
+        """
+        self._listener = transport_for(address, tls=tls).listen()
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+        return self._listener.address
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._listener is None:
+                return
+            try:
+                stream = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error)
+                return
+            if is_local(stream) and not same_user(stream):
+                log.warning("connection of another user refused")
+                stream.close()
+                continue
+            link = Link(stream, Connection("server", self._identity, self._limits), self)
+            self._arriving.add(link)
+
+    def stop_listening(self) -> None:
+        """Take no more clients; later calls do nothing."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
+    async def close(self, grace: float) -> None:
+        """Refuse new calls, finish what runs, let bytes out, for at most `grace` seconds, and close every link."""
+        until = self._loop.time() + grace
+        self.stop_listening()
+        for link in tuple(self.clients):
+            link.goodbye("the server is closing")
+        await self.handlers.drain(grace)
+        left = [link.aclose(max(0.0, until - self._loop.time())) for link in (*self.clients, *self._arriving)]
+        if left:
+            await asyncio.gather(*left)
+
+    # Router
+
+    async def request(
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        idempotent: bool = False,  # noqa: ARG002 - a client that comes back is another one: nothing is retried
+        declared: tuple[type[BaseException], ...] = (),
+    ) -> bytes:
+        """Call one client; see Router."""
+        link, peer = self._link_of(name, to, slot, key)
+        try:
+            return await link.call(name, encoded, timeout=timeout, headers=headers)
+        except RemoteFault as fault:
+            error = fault.error(method=name, instance=peer.name, declared=declared)
+        except RequestTimeout as expired:
+            error = RequestTimeout(timeout, method=name, instance=peer.name, processed=expired.processed)
+        except ConnectionLost as lost:
+            lost.method, lost.instance = name, peer.name
+            error = lost
+        raise error
+
+    async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:  # noqa: ARG002 - a client is there or not
+        """Return the link of one client; see Router."""
+        return self._link_of(name, to, slot, key)[0]
+
+    async def broadcast(
+        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+    ) -> list[tuple[str, bytes | BaseException]]:
+        """Ask every client, in the order they came; see Router."""
+        expected: tuple[type[BaseException], ...] = (SmartIpcError, *declared)
+
+        async def one(peer: Peer) -> tuple[str, bytes | BaseException]:
+            try:
+                return peer.name, await self.request(name, encoded, timeout=timeout, to=peer, declared=declared)
+            except expected as error:
+                return peer.name, error
+
+        return list(await asyncio.gather(*(one(peer) for peer in tuple(self.clients.values()))))
+
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+        """Send to every subscription of every client and our own; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+        """Send to all or to none; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def subscribe(
+        self,
+        topic: Topic[Any] | str,  # noqa: ARG002
+        *,
+        queue: str | None,  # noqa: ARG002
+        max_pending: int | None,  # noqa: ARG002
+        overflow: str,  # noqa: ARG002
+    ) -> Messages[Any]:
+        """Subscribe to what clients, and this server, publish; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def _link_of(self, name: str, to: Peer | None, slot: int | None, key: str | None) -> tuple[Link, Peer]:
+        if to is None or slot is not None or key is not None:
+            raise LocalProtocolError("a server calls one of its clients: say to=, one of server.clients")
+        for link, peer in self.clients.items():
+            if peer.slot == to.slot:
+                return link, peer
+        raise ConnectionLost(to.name, "it is not connected (any more)", method=name, instance=to.name, processed="no")
+
+    # LinkHost
+
+    def on_opened(self, link: Link) -> None:
+        """List the client."""
+        assert link.peer is not None
+        number = next(self._numbers)
+        self._arriving.discard(link)
+        self.clients[link] = Peer(link.peer.name, number, link.peer.generation, link.peer.pid, ready=True)
+        self.handlers.links.add(link)
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        """Serve it."""
+        self.handlers.on_request(link, event)
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        """Serve it."""
+        self.handlers.on_notify(link, event)
+
+    def on_cancel(self, link: Link, event: CancelReceived) -> None:
+        """Cancel the handler."""
+        self.handlers.on_cancel(link, event.id)
+
+    def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
+        """Forget the client and cancel what it had asked for."""
+        self._arriving.discard(link)
+        self.clients.pop(link, None)
+        self.handlers.closed(link)
+
+
+class IpcServer(Endpoint):
+    """A server of any number of clients. Made by `smartipc.serve`.
+
+    Either side may call, notify, publish and subscribe. `address` is the bound address, with the real port.
+    """
+
+    def __init__(self, exchange: Exchange, registry: Registry, name: str, address: str) -> None:
+        super().__init__(registry, exchange)
+        self.address = address
+        self.name = name
+        self._exchange = exchange
+        self._delivering = True
+        self._ended = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<IpcServer {self.name} at {self.address}: {len(self.clients)} clients>"
+
+    @property
+    def clients(self) -> tuple[Peer, ...]:
+        """The clients that are connected, in the order they came. `slot` numbers them and is never used again."""
+        return tuple(self._exchange.clients.values())
+
+    @property
+    def state(self) -> str:
+        """Return "serving", or "closed" from the beginning of the end."""
+        return "serving" if self._closing is None else "closed"
+
+    async def closed(self) -> None:
+        """Wait until the server is closed. Cancelling it changes nothing."""
+        await self._ended.wait()
+
+    async def serve_forever(self) -> None:
+        """Serve until the server is closed or this is cancelled; clients are served at any other time, too."""
+        await self.closed()
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        """End the server: calls and handlers under way may finish for at most `grace` seconds.
+
+        Later calls wait for the first one. Cancelling it does not stop the end.
+        """
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._end(grace))
+        await asyncio.shield(self._closing)
+
+    async def _end(self, grace: float) -> None:
+        self._exchange.stop_listening()
+        for task in self._background:
+            task.cancel()
+        await self._exchange.close(grace)
+        self._ended.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def serve(
+    address: str,
+    *,
+    name: str | None = None,
+    token: str | bytes | None = None,
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+) -> Opening[IpcServer]:
+    """Listen for clients; to be awaited, or used in `async with`, which also closes.
+
+    Args:
+        address: where; see docs/reference/addresses.md.
+        name: what clients call us; default "server".
+        token: the shared secret that clients must know.
+        tls: for tls:// addresses.
+        limits: bounds of each connection.
+
+    Raises:
+        ConnectFailed: the address cannot be bound, or must not be without token and TLS.
+        ValueError: the address is malformed.
+    """
+    parse(address)
+
+    async def opened() -> IpcServer:
+        called = name or "server"
+        if token is not None:
+            raise LocalProtocolError("token= is not supported yet")
+        registry = Registry("", called)
+        exchange = Exchange(Identity(called, os.getpid()), registry, limits or Limits())
+        bound = exchange.listen(address, tls=tls)
+        return IpcServer(exchange, registry, called, bound)
+
+    return Opening(opened)

@@ -1,0 +1,380 @@
+"""The blocking client without a supervisor: the twin of client.py, without await, event loop or helper thread.
+
+Whoever needs the connection makes it again: a thread that finds the link lost dials, with the delays that
+protocol.reconnection gives, within the deadline of what it wants to do. Whoever waits for an answer reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from smartipc.ipc import links
+from smartipc.ipc.address import parse
+from smartipc.ipc.contracts import Topic
+from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import (
+    AuthenticationFailed,
+    ConnectFailed,
+    ConnectionLost,
+    LocalProtocolError,
+    ProtocolError,
+    RequestTimeout,
+    SmartIpcError,
+)
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import Closed, GoodbyeReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
+from smartipc.ipc.routing import attempts
+from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.endpoint import Endpoint
+from smartipc.ipc.sync.exchanging import Desk, late
+from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.wire.limits import Limits
+
+StateListener = Callable[[str], Any]
+HOPELESS = (AuthenticationFailed, ProtocolError)
+"""Failures of a handshake that another try would repeat."""
+
+
+class Line(Desk):
+    """The Router of a client: to the one server, over whichever link there is. For any number of threads."""
+
+    def __init__(
+        self,
+        address: str,
+        identity: Identity,
+        registry: Registry,
+        *,
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+        timeout: float,
+    ) -> None:
+        super().__init__(links.alone(identity.name), registry)
+        self.address = address
+        self.listeners: list[StateListener] = []
+        self.link: Link | None = None
+        self.machine = Reconnection(time.monotonic() + timeout, again=not address.startswith("fd:"))
+        self._client_identity = identity
+        self._tls = tls
+        self._limits = limits
+        self._timeout = timeout
+        self._leaving = False
+        self._dialling = threading.RLock()
+        self._ending = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Line to {self.address} {self.machine.state}>"
+
+    # the life of the connection
+
+    def usable(self, until: float, name: str) -> Link:
+        """Return a link that takes calls, made anew if need be.
+
+        Raises:
+            RequestTimeout: there is none by `until`.
+            ConnectionLost: the client is closed.
+            LocalProtocolError: the client was inherited through fork.
+        """
+        link = self.link
+        if link is not None and not link.closed and not link.broken and not self._leaving:
+            return link
+        self.require_own()
+        if not self._dialling.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise self._none_yet(name)
+        try:
+            return self._make(until, name)
+        finally:
+            self._dialling.release()
+
+    def _make(self, until: float, name: str) -> Link:
+        while True:
+            link = self.link
+            if link is not None:
+                if not link.closed and not link.broken and not self._leaving:
+                    return link
+                self._see_out(link, until)
+            if self.machine.state is ClientState.CLOSED:
+                raise ConnectionLost(self.address, self.machine.reason, method=name, processed="no", retryable=False)
+            now = time.monotonic()
+            delay = self.machine.delay(now, random.random())  # noqa: S311 - only jitter
+            if self.machine.state is ClientState.RECONNECTING or self.machine.reason:
+                if delay > until - now:
+                    self._ending.wait(max(0.0, until - now))
+                    raise self._none_yet(name)
+                self._ending.wait(delay)
+            failure = self._once(until)
+            if failure is not None and self._in_vain(failure):
+                raise failure if isinstance(failure, HOPELESS) else ConnectFailed(self.address, _why(failure))
+
+    def _see_out(self, link: Link, until: float) -> None:
+        """Let a link end whose server is going: calls under way on it may still be answered."""
+        while not link.closed and not link.broken and link.outstanding and time.monotonic() < until:
+            link.pump(min(0.1, max(0.0, until - time.monotonic())))
+        link.close("its server is going")
+        self.link = None
+        if self.machine.lost(time.monotonic(), str(link.error or "")):
+            self._tell()
+
+    def _in_vain(self, failure: SmartIpcError) -> bool:
+        ended = self.machine.failed(time.monotonic(), _why(failure), hopeless=isinstance(failure, HOPELESS))
+        if ended:
+            self._tell()
+        return ended
+
+    def _once(self, until: float) -> SmartIpcError | None:
+        """Make one link and restore what the last one had; return why it failed, or None."""
+        try:
+            stream = transport_for(self.address, tls=self._tls).dial(max(0.001, until - time.monotonic()))
+        except SmartIpcError as error:
+            return error
+        except BlockingIOError:
+            return ConnectFailed(self.address, "its queue of connections is full")
+        link = Link(stream, Connection("client", self._client_identity, self._limits), self)
+        try:
+            limit = min(until, time.monotonic() + self._timeout)
+            while link.peer is None and not link.closed and (left := limit - time.monotonic()) > 0:
+                link.pump(left)
+            if link.closed:
+                return link.error or ConnectionLost()
+            if link.peer is None:
+                link.close("no handshake in time")
+                return ConnectFailed(self.address, "no handshake in time")
+        except BaseException:
+            link.close()
+            raise
+        link.while_stalled = self.read
+        self.link = link
+        self._leaving = False
+        self.adopt(link)
+        if self.machine.opened(time.monotonic()):
+            self._tell()
+        return None
+
+    def _none_yet(self, name: str) -> RequestTimeout:
+        reason = f"the connection is {self.machine.state.value}: {self.machine.reason or 'no server yet'}"
+        return RequestTimeout(None, reason, method=name, processed="no")
+
+    def end(self, grace: float) -> None:
+        """Finish what runs here, let unsent bytes out, for at most `grace` seconds, and close the link."""
+        self._ending.set()
+        link = self.link
+        if self.own and link is not None and not link.closed:
+            link.goodbye("the client is closing")
+            self.finish(grace)
+        self.close()
+        if link is not None:
+            link.close()
+        if self.machine.close():
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in tuple(self.listeners):
+            listener(self.machine.state.value)
+
+    # Router
+
+    def request(self, call: Call) -> bytes:
+        """Call the server; see Router."""
+        self.start(call)
+        while not call.done:
+            self.drive((call,))
+        return call.result()
+
+    def start(self, call: Call) -> None:
+        """Send a call, making the connection first if need be; see Router."""
+        _only_one(call)
+        while not call.done and call.link is None:
+            try:
+                link = self.usable(call.deadline, call.method)
+                left = call.deadline - time.monotonic()
+                if left <= 0:
+                    call.error = late(call)
+                    return
+                call.where = (link.peer.name if link.peer is not None else "") or "the server"
+                call.ident = link.begin(
+                    call.method, call.payload, timeout=left, headers=call.headers, attempt=call.attempt
+                )
+                call.link = link
+            except RequestTimeout as error:
+                call.error = late(call, error.waiting_for)
+            except ConnectionLost as lost:
+                self.failed(call, lost)
+
+    def failed(self, call: Call, error: BaseException) -> None:
+        """Decide on a call whose attempt failed: end it, or leave it to be started again."""
+        closed = self.machine.state is ClientState.CLOSED
+        decision = "raise" if closed else attempts.after(error, idempotent=call.idempotent, attempt=call.attempt)
+        if decision == "raise":
+            call.error = error
+        elif decision == "retry":
+            call.attempt += 1
+
+    def restart(self, call: Call) -> None:
+        """Start a call again whose attempt failed; see Desk."""
+        link = self.link
+        if link is not None and not link.closed and not self._leaving:
+            # It refuses new calls and will go, or its handler's own call was lost: either way a moment later.
+            link.pump(min(attempts.BACKOFF, max(0.0, call.deadline - time.monotonic())))
+        self.start(call)
+
+    def notify(self, call: Call) -> None:
+        """Write one one-way message; see Router."""
+        _only_one(call)
+        while True:
+            link = self.usable(call.deadline, call.method)
+            with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
+                link.notify(call.method, call.payload, headers=call.headers)
+                return
+
+    def everyone(self, call: Call) -> list[Call]:
+        """Return the one call: the server is everybody; see Router."""
+        return [call]
+
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+        """Hand a message to the server; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+        """Hand a message to the server, or not; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def subscribe(
+        self,
+        topic: Topic[Any] | str,  # noqa: ARG002
+        *,
+        queue: str | None,  # noqa: ARG002
+        max_pending: int | None,  # noqa: ARG002
+        overflow: str,  # noqa: ARG002
+    ) -> Messages[Any]:
+        """Make a subscription at the server; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    # LinkHost
+
+    def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:  # noqa: ARG002 - the shape of every host
+        """Start no more calls on this link: the server is going, and another one may come."""
+        if link is self.link:
+            self._leaving = True
+
+    def on_closed(self, link: Link, event: Closed) -> None:
+        """Note the loss; the next one who needs a link makes it."""
+        super().on_closed(link, event)
+        if link is self.link and self.machine.lost(time.monotonic(), event.reason):
+            self._tell()
+
+
+class IpcClient(Endpoint):
+    """One connection to a server, kept up. Made by `sync.connect`. Several threads may use it.
+
+    The server's calls are answered, and `subscriber` functions run, in the *home* thread (the one that connected, or
+    the one in `serve_forever`) while it waits in any member of this client: `request`, iteration, `serve_forever`.
+    A lost connection is noticed, and made again, when a member is used.
+    """
+
+    def __init__(self, line: Line, registry: Registry, name: str) -> None:
+        super().__init__(registry, line)
+        self.address = line.address
+        self.name = name
+        self._line = line
+        self._delivering = True
+
+    def __repr__(self) -> str:
+        return f"<IpcClient {self.name} of {self.address}: {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """The connection as last seen: "connecting", "connected", "reconnecting" or "closed"."""
+        return self._line.machine.state.value
+
+    @property
+    def server(self) -> str:
+        """The server's name; "" while there is no connection."""
+        link = self._line.link
+        return link.peer.name if link is not None and link.peer is not None and not link.closed else ""
+
+    def on_state(self, function: StateListener) -> StateListener:
+        """Call `function(state)` whenever the state changes, in the thread that notices; keep it short."""
+        self._line.listeners.append(function)
+        return function
+
+    def closed(self, timeout: float | None = None) -> bool:
+        """Wait until the client is closed, by us or for good, serving meanwhile in the home thread."""
+        return self._line.stay(timeout)
+
+    def serve_forever(self) -> None:
+        """Answer the server's calls until the client is closed. The calling thread becomes the home thread."""
+        self._line.home = threading.get_ident()
+        self._line.stay(None)
+
+    def close(self, grace: float = 5.0) -> None:
+        """End the connection: handlers under way may finish for at most `grace` seconds. Later calls do nothing."""
+        self._line.end(grace)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(
+    address: str,
+    *,
+    name: str | None = None,
+    token: str | bytes | None = None,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 10.0,
+    limits: Limits | None = None,
+) -> IpcClient:
+    """Connect to a server: `with sync.connect(...) as client`.
+
+    Tries until `timeout`, and again when the connection is lost and needed, for ever; see IpcClient.state.
+
+    Args:
+        address: where it listens; see docs/reference/addresses.md.
+        name: what the server calls us; default "client:<pid>".
+        token: the shared secret, where the server wants one.
+        tls: for tls:// addresses.
+        timeout: seconds to try for the first connection.
+        limits: bounds of the connection.
+
+    Raises:
+        ConnectFailed: no connection within `timeout` seconds.
+        AuthenticationFailed: the token is wrong, on either side.
+        RemoteProtocolError: what listens there speaks another protocol.
+        ValueError: the address is malformed.
+    """
+    parse(address)
+    if token is not None:
+        raise LocalProtocolError("token= is not supported yet")
+    called = name or f"client:{os.getpid()}"
+    registry = Registry("", called)
+    line = Line(address, Identity(called, os.getpid()), registry, tls=tls, limits=limits or Limits(), timeout=timeout)
+    try:
+        line.usable(time.monotonic() + 2 * timeout + 1, "")
+    except BaseException:
+        line.end(0.0)
+        raise
+    return IpcClient(line, registry, called)
+
+
+def _only_one(call: Call) -> None:
+    if call.to is not None or call.slot is not None:
+        raise LocalProtocolError("a client has one server: to= and slot= are for workers and servers")
+
+
+def _why(error: BaseException) -> str:
+    return error.reason if isinstance(error, (ConnectFailed, ConnectionLost)) else str(error)

@@ -1,0 +1,264 @@
+"""The blocking server without a supervisor: the twin of server.py, without await, event loop or helper thread.
+
+It accepts, reads and serves in the thread that is in `serve_forever`, or waits in another member.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import ssl
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from smartipc.ipc import links
+from smartipc.ipc.address import parse
+from smartipc.ipc.contracts import Topic
+from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import ConnectionLost, LocalProtocolError
+from smartipc.ipc.message import Peer
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import Closed
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.endpoint import Endpoint
+from smartipc.ipc.sync.exchanging import Desk, late
+from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.transports.unix import is_local, same_user
+from smartipc.ipc.wire.limits import Limits
+
+log = logging.getLogger("smartipc.server")
+_ACCEPTS_PER_TURN = 64
+
+
+class Exchange(Desk):
+    """The Router of a server: to its clients, each over the link that it made. For any number of threads."""
+
+    def __init__(self, identity: Identity, registry: Registry, limits: Limits) -> None:
+        super().__init__(links.alone(identity.name), registry)
+        self.clients: dict[Link, Peer] = {}
+        self._server_identity = identity
+        self._limits = limits
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<Exchange with {len(self.clients)} clients>"
+
+    # the door
+
+    def listen(self, address: str, *, tls: ssl.SSLContext | None) -> str:
+        """Begin to listen and return the bound address.
+
+        Raises:
+            ConnectFailed: it cannot be bound.
+        """
+        self._listener = transport_for(address, tls=tls).listen()
+        self._ready.register(self._listener.fileno())
+        return self._listener.address
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._listener is None:
+                return
+            try:
+                stream = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error)
+                return
+            if is_local(stream) and not same_user(stream):
+                log.warning("connection of another user refused")
+                stream.close()
+                continue
+            link = Link(stream, Connection("server", self._server_identity, self._limits), self)
+            link.while_stalled = self.read
+            self.adopt(link)
+
+    def end(self, grace: float) -> None:
+        """Refuse new calls, finish what runs, let bytes out, for at most `grace` seconds, and close every link."""
+        if self._running and threading.get_ident() == self.home:
+            self._over.set()  # a handler ends its own server: `serve_forever` returns behind it
+            return
+        if self.own and not self._gone:
+            self.goodbye()
+            self.finish(grace)
+        self.close()
+
+    # Router
+
+    def request(self, call: Call) -> bytes:
+        """Call one client; see Router."""
+        self.start(call)
+        while not call.done:
+            self.drive((call,))
+        return call.result()
+
+    def start(self, call: Call) -> None:
+        """Send a call to one client; see Router."""
+        self.require_own()
+        try:
+            link = self._link_of(call)
+            left = call.deadline - time.monotonic()
+            if left <= 0:
+                call.error = late(call)
+                return
+            call.ident = link.begin(call.method, call.payload, timeout=left, headers=call.headers)
+            call.link = link
+        except ConnectionLost as lost:
+            lost.method, lost.instance = call.method, call.where
+            call.error = lost
+
+    def notify(self, call: Call) -> None:
+        """Write one one-way message to one client; see Router."""
+        self.require_own()
+        self._link_of(call).notify(call.method, call.payload, headers=call.headers)
+
+    def everyone(self, call: Call) -> list[Call]:
+        """Return one call for every client, in the order they came; see Router."""
+        return [
+            Call(call.method, call.payload, timeout=call.timeout, declared=call.declared, to=peer)
+            for peer in list(self.clients.values())
+        ]
+
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+        """Send to every subscription of every client and our own; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+        """Send to all or to none; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def subscribe(
+        self,
+        topic: Topic[Any] | str,  # noqa: ARG002
+        *,
+        queue: str | None,  # noqa: ARG002
+        max_pending: int | None,  # noqa: ARG002
+        overflow: str,  # noqa: ARG002
+    ) -> Messages[Any]:
+        """Subscribe to what clients, and this server, publish; see Router."""
+        raise LocalProtocolError("topics without a supervisor are not supported yet")
+
+    def _link_of(self, call: Call) -> Link:
+        to = call.to
+        if to is None or call.slot is not None or call.key is not None:
+            raise LocalProtocolError("a server calls one of its clients: say to=, one of server.clients")
+        call.where = to.name
+        for link, peer in list(self.clients.items()):
+            if peer.slot == to.slot:
+                return link
+        gone = "it is not connected (any more)"
+        raise ConnectionLost(to.name, gone, method=call.method, instance=to.name, processed="no")
+
+    # LinkHost
+
+    def on_opened(self, link: Link) -> None:
+        """List the client."""
+        assert link.peer is not None
+        number = next(self._numbers)
+        self.clients[link] = Peer(link.peer.name, number, link.peer.generation, link.peer.pid, ready=True)
+        self._call_home()
+
+    def on_closed(self, link: Link, event: Closed) -> None:
+        """Forget the client; what it had asked for is skipped."""
+        super().on_closed(link, event)
+        self.clients.pop(link, None)
+
+
+class IpcServer(Endpoint):
+    """A server of any number of clients. Made by `sync.serve`. Several threads may use it.
+
+    Clients are accepted, and handlers and `subscriber` functions run one at a time, in the *home* thread (the one that
+    is in `serve_forever`, else the one that made the server) while it waits in any member of this server.
+    """
+
+    def __init__(self, exchange: Exchange, registry: Registry, name: str, address: str) -> None:
+        super().__init__(registry, exchange)
+        self.address = address
+        self.name = name
+        self._exchange = exchange
+        self._delivering = True
+
+    def __repr__(self) -> str:
+        return f"<IpcServer {self.name} at {self.address}: {len(self.clients)} clients>"
+
+    @property
+    def clients(self) -> tuple[Peer, ...]:
+        """The clients that are connected, in the order they came. `slot` numbers them and is never used again."""
+        return tuple(self._exchange.clients.values())
+
+    @property
+    def state(self) -> str:
+        """Return "serving", or "closed" from the beginning of the end."""
+        return "closed" if self._exchange.over else "serving"
+
+    def closed(self, timeout: float | None = None) -> bool:
+        """Wait until the server is closed, or for `timeout` seconds, serving in the home thread; tell whether it is."""
+        return self._exchange.stay(timeout)
+
+    def serve_forever(self) -> None:
+        """Serve until the server is closed, from another thread or by a handler.
+
+        The calling thread becomes the home thread. An exception that interrupts it (KeyboardInterrupt) goes through.
+
+        Raises:
+            LocalProtocolError: the server was inherited through fork.
+        """
+        self._exchange.home = threading.get_ident()
+        self._exchange.stay(None)
+
+    def close(self, grace: float = 5.0) -> None:
+        """End the server: calls and handlers under way may finish for at most `grace` seconds.
+
+        Called by a handler it returns at once, and `serve_forever` returns behind the handler.
+        """
+        self._exchange.end(grace)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve(
+    address: str,
+    *,
+    name: str | None = None,
+    token: str | bytes | None = None,
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+) -> IpcServer:
+    """Listen for clients: `with sync.serve(...) as server: server.serve_forever()`.
+
+    Args:
+        address: where; see docs/reference/addresses.md.
+        name: what clients call us; default "server".
+        token: the shared secret that clients must know.
+        tls: for tls:// addresses.
+        limits: bounds of each connection.
+
+    Raises:
+        ConnectFailed: the address cannot be bound, or must not be without token and TLS.
+        ValueError: the address is malformed.
+    """
+    parse(address)
+    if token is not None:
+        raise LocalProtocolError("token= is not supported yet")
+    called = name or "server"
+    registry = Registry("", called)
+    exchange = Exchange(Identity(called, os.getpid()), registry, limits or Limits())
+    try:
+        bound = exchange.listen(address, tls=tls)
+    except BaseException:
+        exchange.close()
+        raise
+    return IpcServer(exchange, registry, called, bound)
