@@ -129,6 +129,7 @@ class Launch(msgspec.Struct, frozen=True):
     kwargs: dict[str, Any] = {}
     env: dict[str, str] = {}
     """The complete environment of the worker, SMARTIPC_* included; replaces what the process inherited."""
+    umask: int | None = None
     cwd: str = "."
     python_path: list[str] = []
     address: str = ""

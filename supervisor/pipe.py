@@ -17,9 +17,10 @@ from smartipc.ipc.wire.faults import fault_of
 from smartipc.supervisor.core.facts import Beat, BecameReady, Started
 from smartipc.supervisor.core.orders import Spawn
 from smartipc.supervisor.core.spec import WorkerSpec
+from smartipc.supervisor.host import limits
 
 if TYPE_CHECKING:
-    from smartipc.supervisor.host.process import Life
+    from smartipc.supervisor.host.life import Life
     from smartipc.supervisor.runner import App
 
 log = logging.getLogger("smartipc.supervisor")
@@ -61,6 +62,8 @@ class WorkerPipe(QuietHost):
             case control.started.name:
                 started = codec.decode(event.payload, control.Started, method=event.method)
                 app.feed(Started(*key, watched=started.heartbeat_source != "off"))
+            case control.ready.name if self._worker.ready not in ("ipc", "started"):
+                return  # a log line, a probe or sd_notify decides
             case control.ready.name:
                 app.feed(BecameReady(*key))
             case control.acknowledge.name:
@@ -104,25 +107,32 @@ class WorkerPipe(QuietHost):
     def _launch(self) -> Launch:
         app, life, worker = self._app, self._life, self._worker
         app.tell()
+        slot = int(life.instance.rpartition(":")[2])
+        try:
+            limits.apply(life.pid, worker.limits, slot)
+        except OSError as error:
+            life.ending = control.Ending(1, f"limits: {error.strerror}")
+            app.host.kill(life)
         env: dict[str, Any] = app.environment(worker, Spawn(life.instance, life.generation))
         assert worker.target is not None
         return Launch(
             app=app.spec.app,
             worker=worker.name,
-            slot=int(life.instance.rpartition(":")[2]),
+            slot=slot,
             generation=life.generation,
             target=worker.target,
             run_id=app.run_id,
             args=list(worker.args),
             kwargs=dict(worker.kwargs),
             env=env,
+            umask=worker.umask,
             cwd=worker.cwd,
             python_path=list(app.spec.python_path),
             address=app.address(life.instance, life.generation),
             grace=worker.stop.timeout,
             heartbeat=HeartbeatPlan(worker.heartbeat.interval, worker.heartbeat.source),
             stop_signal=worker.stop.signal,
-            ready_on=worker.ready,
+            ready_on="started" if worker.ready == "started" else "ipc",
             log_level=app.spec.supervisor.log.level,
             concurrency_running=worker.concurrency.running,
             concurrency_waiting=worker.concurrency.waiting,

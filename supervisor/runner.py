@@ -44,19 +44,25 @@ from smartipc.supervisor.core.facts import (
 from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Kill, Order, Spawn, Stop
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.directory import Book
+from smartipc.supervisor.environment import life_environment
 from smartipc.supervisor.events import EventLog, iso
+from smartipc.supervisor.hooks import Hooks
 from smartipc.supervisor.host.journal import open_journal, state_directory
+from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.output import Output
-from smartipc.supervisor.host.process import Life, ProcessHost, SpawnError
+from smartipc.supervisor.host.process import ProcessHost, SpawnError
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
+from smartipc.supervisor.host.runs import Runs
 from smartipc.supervisor.operator import Operator
 from smartipc.supervisor.pipe import WorkerPipe
+from smartipc.supervisor.probing import Probing
+from smartipc.supervisor.readiness import LogReadiness
 from smartipc.supervisor.status import Meter
+from smartipc.supervisor.telling import Telling
 
 log = logging.getLogger("smartipc.supervisor")
 CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
 """On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
-_NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 @dataclass(slots=True)
@@ -80,7 +86,7 @@ def run_app(spec: AppSpec) -> int:
             RuntimeDirectory(spec.app, spec.supervisor.runtime_dir) as directory,
             asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,  # see the top of this file
         ):
-            return runner.run(App(spec, directory).run())
+            return runner.run(App(spec, directory, exclusive=True).run())
     finally:
         logging.getLogger("smartipc").removeHandler(handler)
         handler.close()
@@ -92,9 +98,10 @@ class App:
     Args:
         spec: what to run.
         directory: the locked runtime directory.
+        exclusive: the process does nothing else, so every child of its own is ours to reap.
     """
 
-    def __init__(self, spec: AppSpec, directory: RuntimeDirectory) -> None:
+    def __init__(self, spec: AppSpec, directory: RuntimeDirectory, *, exclusive: bool = False) -> None:
         self.spec = spec
         self.pid = os.getpid()
         self.run_id = uuid.uuid4().hex
@@ -109,6 +116,11 @@ class App:
         self.links: dict[tuple[str, int], Link] = {}
         self.host: ProcessHost
         self.operator: Operator
+        self.hooks: Hooks
+        self.probing: Probing
+        self.telling = Telling(self)
+        self._log_readiness = LogReadiness(self)
+        self._exclusive = exclusive
         self._directory = directory
         self._workers = {worker.name: worker for worker in spec.workers}
         self._work: deque[Order] = deque()
@@ -129,13 +141,19 @@ class App:
         """Run to the end and return the exit code."""
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
-        self.host = ProcessHost(self.spec, self._directory.path / "mp", self.output, self._on_exit)
+        folder = self._directory.path / "mp"
+        self.host = ProcessHost(self.spec, folder, self.output, self.run_id, self._on_exit, exclusive=self._exclusive)
         self.host.open()
+        for name, where in self.host.sockets.addresses().items():
+            log.info("socket %s listens at %s", name, where)
+        runs = Runs(self.host.others)
+        self.hooks, self.probing = Hooks(self, runs), Probing(self, runs)
+        self.telling.open()
         address = f"unix://{self._directory.path}/supervisor.sock"
         self.operator = Operator(self.spec.app, address, self.pid, self.book, self.tell, self.retained)
         await self.operator.open()
         server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.add_signal_handler(number, self._on_signal, number)
         self._loop.add_signal_handler(
             signal.SIGHUP, log.warning, "SIGHUP: applying a changed file is not supported yet"
@@ -147,7 +165,10 @@ class App:
         try:
             self.feed(AppStart())
             code = await self._ended
+            await self.hooks.finish()
         finally:
+            self.probing.close()
+            self.telling.close()
             if self._timer is not None:
                 self._timer.cancel()
             await server.close()
@@ -190,9 +211,19 @@ class App:
             link.close("its process ended")
         self.book.leave(key)
         self.exit_times[life.instance] = iso(time.time())
+        if life.swept:
+            self._tell_swept(life)
         if life.ending is not None and life.ending.code != 0 and not facts.reason:
             facts = msgspec.structs.replace(facts, reason=life.ending.reason)
+        self.hooks.after(self.worker_of(life.instance), life.instance, life.generation, facts)
         self.feed(Exited(life.instance, life.generation, facts))
+
+    def _tell_swept(self, life: Life) -> None:
+        left = ", ".join(f"{words} ({pid})" for pid, words in life.swept.items())
+        log.warning("%s: left behind and killed: %s", life.instance, left)
+        state = self.core.view(life.instance).state
+        cause = f"left behind and killed: {left}"
+        self.events.append(Announce("instance.swept", life.instance, life.generation, life.pid, state, state, cause))
 
     def _arm(self) -> None:
         at = self.core.next_timer()
@@ -233,6 +264,8 @@ class App:
                 life = self._life(order.instance, order.generation)
                 if life is not None:
                     self._stop(life, order)
+                else:
+                    self.hooks.withdraw(order.instance, order.generation)
             case Abort():
                 life = self._life(order.instance, order.generation)
                 if life is not None:
@@ -241,6 +274,8 @@ class App:
                 life = self._life(order.instance, order.generation)
                 if life is not None:
                     self.host.kill(life)
+                else:
+                    self.hooks.withdraw(order.instance, order.generation)
             case Announce():
                 self._announce(order)
             case Answer():
@@ -257,6 +292,10 @@ class App:
         return life if life is not None and life.generation == generation else None
 
     def _spawn(self, order: Spawn) -> None:
+        if not self.hooks.hold(self.worker_of(order.instance), order, self._spawn_now):
+            self._spawn_now(order)
+
+    def _spawn_now(self, order: Spawn) -> None:
         worker = self.worker_of(order.instance)
         try:
             life = self.host.spawn(worker, order.instance, order.generation, self.environment(worker, order))
@@ -266,11 +305,13 @@ class App:
             return
         self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
         self.said[order.instance, order.generation] = Said()
+        if worker.ready_log is not None:
+            self._log_readiness.watch((order.instance, order.generation), worker.ready_log)
         if order.generation > 1:
             self.output.mark(order.instance, f"--- generation {order.generation} begins, process {life.pid} ---")
         self.feed(Spawned(order.instance, order.generation, life.pid))
         if life.pipe is None:
-            self.feed(Started(order.instance, order.generation))
+            self.feed(Started(order.instance, order.generation, watched=worker.heartbeat.source == "process"))
         else:
             connection = Connection("server", Identity(control.SUPERVISOR, self.pid, app=self.spec.app), CHILD_LIMITS)
             link = Link(life.pipe, connection, WorkerPipe(self, life, worker))
@@ -296,8 +337,11 @@ class App:
         if order.exit is not None and order.to_state in ("backoff", "failed"):
             for line in order.exit.stderr_tail[-3:]:
                 log.debug("%s: its stderr ended with: %s", order.instance, line)
+        self.telling.follow(order)
         if order.event == "instance.state":
             self._enter(order.instance)
+            self.probing.follow(order)
+            self._log_readiness.follow(order)
 
     # the directory
 
@@ -353,17 +397,9 @@ class App:
 
     def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
         """Return the complete environment of a life (SPEC 8, 11)."""
-        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        return {
-            **inherited,
-            **worker.env,
-            "SMARTIPC_APP": self.spec.app,
-            "SMARTIPC_WORKER": worker.name,
-            "SMARTIPC_INSTANCE": order.instance,
-            "SMARTIPC_SLOT": order.instance.rpartition(":")[2],
-            "SMARTIPC_GENERATION": str(order.generation),
-            "SMARTIPC_RUN_ID": self.run_id,
-        }
+        return life_environment(
+            self.spec.app, self.run_id, worker, order.instance, order.generation, self.telling.address
+        )
 
     def keep(self, work: asyncio.Task[Any] | Coroutine[Any, Any, Any]) -> None:
         """Hold a background task until it is done."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -28,15 +30,18 @@ _MAX_TRACEBACK = 8 * 1024
 """Characters of a traceback that travel to the supervisor; the log has all of it."""
 
 
-def main(control_fd: int, stdout_fd: int, stderr_fd: int) -> NoReturn:
+def main(control_fd: int, stdout_fd: int, stderr_fd: int, *socket_fds: int) -> NoReturn:
     """Become the instance that the supervisor at the other end of `control_fd` names, and exit with its code.
 
     Args:
         control_fd: the child's end of the pipe; a connected socket.
         stdout_fd: becomes fd 1 and is closed.
         stderr_fd: becomes fd 2 and is closed.
+        socket_fds: listening sockets; become fd 3 and so on, as sd_listen_fds expects them.
     """
-    _isolate(control_fd, stdout_fd, stderr_fd)
+    _isolate({control_fd, stdout_fd, stderr_fd, *socket_fds}, stdout_fd, stderr_fd)
+    if socket_fds:
+        control_fd = _place_sockets(control_fd, socket_fds)
     port = ControlClient(socket.socket(fileno=control_fd))
     try:
         launch = port.launch()
@@ -53,9 +58,9 @@ def main(control_fd: int, stdout_fd: int, stderr_fd: int) -> NoReturn:
     raise SystemExit(ending.code)
 
 
-def _isolate(control_fd: int, stdout_fd: int, stderr_fd: int) -> None:
+def _isolate(keep: set[int], stdout_fd: int, stderr_fd: int) -> None:
     if type(multiprocessing.current_process()).__name__ == "ForkProcess":
-        _forget_parent({control_fd, stdout_fd, stderr_fd})
+        _forget_parent(keep)
     _leave_fork_server()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -71,6 +76,23 @@ def _isolate(control_fd: int, stdout_fd: int, stderr_fd: int) -> None:
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     faulthandler.enable(file=2, all_threads=True)
+
+
+def _place_sockets(control_fd: int, socket_fds: tuple[int, ...]) -> int:
+    """Move the listening sockets to where sd_listen_fds looks, and out of their way what is there; return the pipe."""
+    above = 3 + len(socket_fds)
+    control = fcntl.fcntl(control_fd, fcntl.F_DUPFD_CLOEXEC, above)
+    copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in socket_fds]
+    for descriptor in {control_fd, *socket_fds}:
+        os.close(descriptor)
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001
+    told = getattr(tracker, "_fd", None)
+    if told is not None and told < above:
+        tracker._fd = fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, above)  # noqa: SLF001
+    for number, copy in enumerate(copies, start=3):
+        os.dup2(copy, number, inheritable=True)
+        os.close(copy)
+    return control
 
 
 def _forget_parent(keep: set[int]) -> None:
@@ -104,6 +126,10 @@ def _live(launch: control.Launch, port: ControlClient) -> control.Ending:
     try:
         os.environ.clear()
         os.environ.update(launch.env)
+        if "LISTEN_FDS" in launch.env:
+            os.environ["LISTEN_PID"] = str(os.getpid())
+        if launch.umask is not None:
+            os.umask(launch.umask)
         os.chdir(launch.cwd)
         sys.path[:0] = [entry for entry in launch.python_path if entry not in sys.path]
         logs.configure(launch.log_level)

@@ -31,7 +31,13 @@ def main(config: str) -> None:
         count = len(error.problems)
         click.echo(f"{count} problem{'s' if count > 1 else ''}, nothing started", err=True)
         sys.exit(2)
+    from smartipc.supervisor.host.launch import refused_users
     from smartipc.supervisor.runner import run_app
+
+    refused = refused_users(spec)
+    if refused:
+        click.echo("\n".join(refused) + "\nnothing started", err=True)
+        sys.exit(2)
 
     try:
         code = run_app(spec)

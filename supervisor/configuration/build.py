@@ -11,14 +11,13 @@ from collections.abc import Mapping as AbstractMapping
 from pathlib import Path
 from typing import Any
 
-from smartipc.supervisor.configuration.fields import INVALID
 from smartipc.supervisor.configuration.nodes import Mapping
 from smartipc.supervisor.configuration.problems import Problems
+from smartipc.supervisor.configuration.process_build import heartbeat, readiness, sockets, sound, surroundings
 from smartipc.supervisor.core.spec import (
     AppSpec,
     ConcurrencySpec,
     GroupSpec,
-    HeartbeatSpec,
     LogSpec,
     LogsSpec,
     RestartSpec,
@@ -31,7 +30,7 @@ from smartipc.supervisor.core.spec import (
 def app_spec(decoded: AbstractMapping[str, Any], root: Mapping, path: Path, problems: Problems) -> AppSpec:
     """Build the spec of the app."""
     base = path.absolute().parent
-    decoded = _sound(decoded)
+    decoded = sound(decoded)
     shared = _env(decoded, root, base, "", problems)
     workers_node = root.entries.get("workers")
     names = list(workers_node.entries) if isinstance(workers_node, Mapping) else []
@@ -40,19 +39,20 @@ def app_spec(decoded: AbstractMapping[str, Any], root: Mapping, path: Path, prob
     for name in names:
         assert isinstance(workers_node, Mapping)
         node = workers_node.entries[name]
-        keys = _sound(decoded_workers.get(name, {}))
+        keys = sound(decoded_workers.get(name, {}))
         if isinstance(node, Mapping):
             workers.append(_worker(name, keys, node, base, shared, problems))
     return AppSpec(
         app=decoded.get("app", _stem(path)),
         workers=tuple(workers),
-        supervisor=_supervisor(_sound(decoded.get("supervisor", {})), base),
+        supervisor=_supervisor(sound(decoded.get("supervisor", {})), base),
         python_path=tuple(str(base / one) for one in decoded.get("python_path", ())),
         config_path=str(path.absolute()),
         groups=tuple(
-            GroupSpec(name=name, **{"members": (), **_sound(keys)})
-            for name, keys in _sound(decoded.get("groups", {})).items()
+            GroupSpec(name=name, **{"members": (), **sound(keys)})
+            for name, keys in sound(decoded.get("groups", {})).items()
         ),
+        sockets=sockets(decoded),
     )
 
 
@@ -65,15 +65,13 @@ def _worker(
     name: str, keys: AbstractMapping[str, Any], node: Mapping, base: Path, shared: dict[str, str], problems: Problems
 ) -> WorkerSpec:
     restart = keys.get("restart", {})
-    heartbeat = keys.get("heartbeat", {})
-    heartbeat = {"from": "off"} if heartbeat == "off" else _sound(heartbeat)
     depends = keys.get("depends_on", ())
     pairs: tuple[tuple[str, Any], ...] = (
         tuple(depends.items()) if isinstance(depends, dict) else tuple((one, "ready") for one in depends)
     )
     is_command = "command" in node.entries
     instances = keys.get("instances", 1)
-    logs = _sound(keys.get("logs", {}))
+    logs = sound(keys.get("logs", {}))
     return WorkerSpec(
         name=name,
         target=keys.get("target"),
@@ -84,23 +82,23 @@ def _worker(
         start_method=keys.get("start_method", "forkserver"),
         preload=keys.get("preload", ()),
         depends_on=pairs,
-        ready=keys.get("ready", "started" if is_command else "ipc"),
-        says_ready=keys.get("ready") == "ipc",
+        **readiness(keys, is_command=is_command),
         start_timeout=keys.get("start_timeout", 30.0),
-        restart=RestartSpec(**({"policy": restart} if isinstance(restart, str) else _sound(restart))),
+        restart=RestartSpec(**({"policy": restart} if isinstance(restart, str) else sound(restart))),
         on_failed=keys.get("on_failed", "ignore"),
         significant=keys.get("significant", False),
-        heartbeat=HeartbeatSpec(heartbeat.get("interval", 1.0), heartbeat.get("timeout", 10.0), heartbeat.get("from")),
-        stop=StopSpec(**_sound(keys.get("stop", {}))),
-        concurrency=ConcurrencySpec(**_sound(keys.get("concurrency", {}))),
+        heartbeat=heartbeat(keys, is_command=is_command),
+        stop=StopSpec(**sound(keys.get("stop", {}))),
+        concurrency=ConcurrencySpec(**sound(keys.get("concurrency", {}))),
         env={**shared, **_env(keys, node, base, f"workers.{name}.", problems)},
         cwd=str(base / keys.get("cwd", ".")),
+        **surroundings(keys),
         logs=LogsSpec(**{**logs, **{stream: _log(logs.get(stream), base) for stream in ("stdout", "stderr")}}),
     )
 
 
 def _supervisor(keys: AbstractMapping[str, Any], base: Path) -> SupervisorSpec:
-    log = _sound(keys.get("log", {}))
+    log = sound(keys.get("log", {}))
     if "file" in log:
         log = {**log, "file": str(base / log["file"])}
     runtime, state = keys.get("runtime_dir"), keys.get("state_dir")
@@ -111,11 +109,6 @@ def _supervisor(keys: AbstractMapping[str, Any], base: Path) -> SupervisorSpec:
         log=LogSpec(**log),
         on_idle=keys.get("on_idle", "wait"),
     )
-
-
-def _sound(keys: Any) -> dict[str, Any]:
-    """Leave out what could not be decoded."""
-    return {k: v for k, v in keys.items() if k and v is not INVALID} if isinstance(keys, dict) else {}
 
 
 def _log(path: str | None, base: Path) -> str | None:

@@ -323,6 +323,8 @@ class Record(Kind):
     fields: AbstractMapping[str, Field]
     later: frozenset[str] = frozenset()
     required: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+    """Of these, exactly one."""
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
         if not isinstance(node, Mapping):
@@ -340,6 +342,8 @@ class Record(Kind):
         for name in self.required:
             if name not in node.entries:
                 problems.add(node.place, path, f"key {name!r} is missing")
+        if self.one_of and sum(name in node.entries for name in self.one_of) != 1:
+            problems.add(node.place, path, f"needs exactly one of {', '.join(self.one_of)}")
         return (
             found
             if len(problems.found) == before
@@ -359,13 +363,14 @@ class Record(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Either(Kind):
-    """A short form by scalar or list, or the long form by mapping."""
+    """A short form by scalar or list, or the long form by mapping; with `by_items` the long form is a list."""
 
     short: Kind
     long: Kind
+    by_items: bool = False
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
-        chosen = self.long if isinstance(node, Mapping) else self.short
+        chosen = self.long if isinstance(node, Items if self.by_items else Mapping) else self.short
         return chosen.check(node, path, problems)
 
     def schema(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from smartipc.supervisor.configuration.fields import (
     SignalName,
     Text,
 )
+from smartipc.supervisor.configuration.process_keys import HOOKS, LIMITS, PROBE, READY, SOCKET, UMASK
 from smartipc.supervisor.configuration.quantities import Size
 
 NAME = r"[a-z][a-z0-9_-]*"
@@ -100,8 +101,8 @@ WORKER_FIELDS = {
         "[]",
     ),
     "ready": Field(
-        Choice(("ipc", "started"), later=("notify",)),
-        "when it counts as ready; `ipc` written out makes start_timeout run until then",
+        Either(Choice(("ipc", "started", "notify")), READY),
+        "when it counts as ready; written out, start_timeout runs until then",
         "ipc for targets, started for commands",
     ),
     "start_timeout": Field(Duration(), "longest start", "30s"),
@@ -115,10 +116,21 @@ WORKER_FIELDS = {
     "env_file": Field(_PATH, "file of NAME=value lines"),
     "cwd": Field(_PATH, "working directory, relative to the file", "."),
     "logs": Field(LOGS, "where its output goes"),
+    "liveness": Field(PROBE, "check whose failures take it out of routing, and in a row restart it"),
+    "limits": Field(LIMITS, "what the kernel allows it"),
+    "user": Field(
+        Text(pattern=r"[\w.-]+(:[\w.-]+)?", form="a user, or user:group"), "whom a command runs as; needs root", "ours"
+    ),
+    "umask": Field(UMASK, "mask of the modes of files that it makes", "inherited"),
+    "hooks": Field(HOOKS, "commands run around each life"),
+    "sockets": Field(
+        ListOf(Text(pattern=NAME, form="a socket's name"), single=True),
+        "listening sockets handed over from descriptor 3 on (LISTEN_FDS)",
+        "[]",
+    ),
 }
 WORKER_LATER = frozenset(
-    {"spares", "liveness", "recycle", "limits", "user", "umask", "hooks", "schedule", "sockets", "allow",
-     "rate_limit", "watch"}
+    {"spares", "recycle", "schedule", "allow", "rate_limit", "watch"}
 )  # fmt: skip
 WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
 
@@ -186,6 +198,8 @@ APP = Record(
         "defaults": Field(DEFAULTS, "any worker key, for all workers"),
         "workers": Field(_WORKERS, "the workers, by name"),
         "groups": Field(MapOf(GROUP, key=NAME, key_words=_NAME_WORDS), "groups of workers, by name", "{}"),
-    },
-    later=frozenset({"sockets"}),
+        "sockets": Field(
+            MapOf(SOCKET, key=NAME, key_words=_NAME_WORDS), "listening sockets that the supervisor holds, by name", "{}"
+        ),
+    }
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from smartipc.supervisor.configuration import groups
+from smartipc.supervisor.configuration import groups, process_rules
 from smartipc.supervisor.configuration.keys import NAME
 from smartipc.supervisor.configuration.nodes import Mapping
 from smartipc.supervisor.configuration.problems import Place, Problems, did_you_mean
 from smartipc.supervisor.core.ordering import find_cycle
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 
-_TARGET_ONLY = ("args", "kwargs", "start_method", "preload", "heartbeat", "concurrency")
+_TARGET_ONLY = frozenset({"args", "kwargs", "start_method", "preload", "heartbeat", "concurrency"})
 
 
 def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
@@ -26,6 +26,7 @@ def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
         assert isinstance(node, Mapping)
         _kind(worker, node, workers.keys[worker.name], problems)
         _times(worker, node, problems)
+        process_rules.check(worker, node, spec, problems)
         _dependencies(worker, node, spec, problems)
     if not _cycles(spec, workers, problems):
         groups.validate(spec, root, problems)
@@ -39,13 +40,19 @@ def _kind(worker: WorkerSpec, node: Mapping, place: Place, problems: Problems) -
         problems.add(place, path, both, "write exactly one of target and command")
         return
     if has_command:
-        for key in _TARGET_ONLY:
+        for key in sorted(_TARGET_ONLY - {"heartbeat"} if worker.ready == "notify" else _TARGET_ONLY):
             if key in node.keys:
-                problems.add(node.keys[key], f"{path}.{key}", "is for targets, not for commands", "remove it")
+                problems.add(node.keys[key], f"{path}.{key}", *_not_for_commands(key))
         if worker.ready == "ipc":
             problems.add(
                 node.keys.get("ready", place), f"{path}.ready", "a command cannot say ready by ipc", "write started"
             )
+
+
+def _not_for_commands(key: str) -> tuple[str, str]:
+    if key == "heartbeat":
+        return "of a command needs `ready: notify`", "a command beats by sd_notify (WATCHDOG=1)"
+    return "is for targets, not for commands", "remove it"
 
 
 def _times(worker: WorkerSpec, node: Mapping, problems: Problems) -> None:

@@ -23,7 +23,9 @@ from smartipc.supervisor.core.facts import (
     Beat,
     BecameReady,
     Exited,
+    Extended,
     Fact,
+    Probed,
     ResetOrdered,
     RestartOrdered,
     ShutdownOrdered,
@@ -32,12 +34,14 @@ from smartipc.supervisor.core.facts import (
     Started,
     StartOrdered,
     StopOrdered,
+    Unwell,
 )
 from smartipc.supervisor.core.lifecycle import Lives
 from smartipc.supervisor.core.orders import Announce, Answer, EndApp, Order
 from smartipc.supervisor.core.slot import InstanceView, Slot
 from smartipc.supervisor.core.spec import AppSpec
 from smartipc.supervisor.core.states import LIVING
+from smartipc.supervisor.core.wellbeing import Wellbeing
 
 _Ordered: TypeAlias = StartOrdered | RestartOrdered | StopOrdered | ResetOrdered
 _AT_REST: frozenset[State] = frozenset({"ready", "exited", "failed", "stopped"})
@@ -58,6 +62,7 @@ class Core:
         self.spec = spec
         self.app_state: Literal["starting", "running", "stopping"] = "starting"
         self._lives = Lives(spec)
+        self._wellbeing = Wellbeing(self._lives)
         self._ends = Ends(self._lives, jitter)
         self._slots = self._lives.slots
         self._answers = self._lives.answers
@@ -100,6 +105,8 @@ class Core:
                 self._lives.on_progress(fact, now)
             case SpawnFailed():
                 self._ends.on_end(fact.instance, fact.generation, ExitFacts(reason=fact.reason), now)
+            case Probed() | Unwell() | Extended():
+                self._wellbeing.take(fact, now)
             case Exited():
                 self._ends.on_end(fact.instance, fact.generation, fact.exit, now)
             case StartOrdered() | RestartOrdered() | StopOrdered() | ResetOrdered():

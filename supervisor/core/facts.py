@@ -55,6 +55,33 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Probed:
+    """Its liveness was checked. `failure` says what was wrong, "" for nothing."""
+
+    instance: str
+    generation: int
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unwell:
+    """It says itself that it hangs (WATCHDOG=trigger)."""
+
+    instance: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """It asks for more time to start or stop (EXTEND_TIMEOUT_USEC): so many seconds from now."""
+
+    instance: str
+    generation: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The process is gone and reaped, its group swept."""
 
@@ -111,6 +138,6 @@ class ShutdownOrdered:
 
 
 Fact: TypeAlias = (
-    Spawned | SpawnFailed | Started | BecameReady | Beat | Exited
+    Spawned | SpawnFailed | Started | BecameReady | Beat | Probed | Unwell | Extended | Exited
     | StartOrdered | StopOrdered | RestartOrdered | ResetOrdered | AppStart | ShutdownOrdered
 )  # fmt: skip

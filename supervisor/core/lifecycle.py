@@ -183,10 +183,15 @@ class Lives:
             slot.doubted = True
             slot.watch_from = now + heartbeat.interval - heartbeat.timeout
             return
-        slot.failing = f"hang: no heartbeat for {heartbeat.timeout:g} s"
+        self.abort(slot, now, f"hang: no heartbeat for {heartbeat.timeout:g} s")
+
+    def abort(self, slot: Slot, now: float, why: str) -> None:
+        """End a life that hangs: with its stacks on stderr, then by force."""
+        slot.failing = why
         state, generation = slot.state, slot.generation
         self.orders.append(Announce("instance.hang", slot.instance, generation, slot.pid, state, state, slot.failing))
-        self.move(slot, "hang", now, slot.failing)
+        if state == "ready":
+            self.move(slot, "hang", now, slot.failing)
         self.orders.append(Abort(slot.instance, slot.generation))
         slot.kill_at = now + ABORT_GRACE
 

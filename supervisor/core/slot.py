@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from smartipc.ipc.control import ExitFacts, State
 from smartipc.supervisor.core.budget import Budget
+from smartipc.supervisor.core.health import Health
 from smartipc.supervisor.core.spec import WorkerSpec
 
 Then = Literal["stop", "restart", "group"]
@@ -84,6 +85,7 @@ class Slot:
     doubted: bool = False
     """Its silence was noticed too late to be believed; the next time it is."""
     last_beat_at: float | None = None
+    health: Health = field(default_factory=Health)
 
     def begin_life(self, now: float) -> None:
         """Forget the last life."""
@@ -94,6 +96,8 @@ class Slot:
         self.killed = self.watched = self.doubted = self.automatic = self.retired = False
         self.group = self.awaits = ""
         self.then = "stop"
+        liveness = self.spec.liveness
+        self.health = Health(liveness.failures, liveness.successes) if liveness is not None else Health()
 
     def view(self) -> InstanceView:
         """Return the frozen view."""
@@ -121,7 +125,7 @@ class Slot:
 
     def hang_at(self) -> float | None:
         """Return when its silence counts as a hang; None while nobody watches."""
-        if self.state != "ready" or not self.watched:
+        if self.state not in ("ready", "degraded") or self.failing or not self.watched:
             return None
         heard = self.watch_from if self.last_beat_at is None else max(self.watch_from, self.last_beat_at)
         return heard + self.spec.heartbeat.timeout

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from smartipc.supervisor.core.process_spec import NO_HOOKS, NO_LIMITS, HooksSpec, LimitsSpec, ProbeSpec, SocketSpec
+
 Condition = Literal["started", "ready", "completed", "succeeded"]
 Policy = Literal["always", "on-failure", "never"]
 Strategy = Literal["one-for-one", "one-for-all", "rest-for-one"]
@@ -84,10 +86,14 @@ class WorkerSpec:
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
     preload: tuple[str, ...] = ()
     depends_on: tuple[tuple[str, Condition], ...] = ()
-    ready: Literal["ipc", "started"] = "ipc"
+    ready: Literal["ipc", "started", "notify", "log", "probe"] = "ipc"
+    ready_log: str | None = None
+    """For "log": the regular expression."""
+    ready_probe: ProbeSpec | None = None
+    """For "probe"."""
     says_ready: bool = False
-    """`ready: ipc` is written out: the start timeout runs until it says so. By default only until its code runs,
-    because many a target never says that it is ready."""
+    """`ready` is written out and not "started": the start timeout runs until it is ready. By default only until its
+    code runs, because many a target never says that it is ready."""
     start_timeout: float = 30.0
     restart: RestartSpec = RestartSpec()
     on_failed: OnFailed = "ignore"
@@ -100,6 +106,14 @@ class WorkerSpec:
     """Already merged: top env_file < top env < worker env_file < worker env. The inherited one is added by the host."""
     cwd: str = "."
     logs: LogsSpec = LogsSpec()
+    limits: LimitsSpec = NO_LIMITS
+    user: str | None = None
+    """"name" or "name:group"; commands only."""
+    umask: int | None = None
+    liveness: ProbeSpec | None = None
+    hooks: HooksSpec = NO_HOOKS
+    sockets: tuple[str, ...] = ()
+    """Names of the listening sockets handed over, in the order of their descriptors."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,6 +164,7 @@ class AppSpec:
     python_path: tuple[str, ...] = ()
     config_path: str = ""
     groups: tuple[GroupSpec, ...] = ()
+    sockets: tuple[SocketSpec, ...] = ()
 
     def worker(self, name: str) -> WorkerSpec:
         """Return the worker of that name.

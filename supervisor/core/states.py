@@ -22,6 +22,8 @@ Step = Literal[
     "run",  # its code runs
     "ready",  # it may be given work
     "hang",  # its heartbeat failed
+    "sicken",  # a liveness check failed
+    "recover",  # enough liveness checks have passed again
     "stop",  # it was told to stop, or need not be told because nothing lives
     "end",  # it ended after having been told to
     "complete",  # it ended by itself, as it should
@@ -40,8 +42,8 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
     "waiting": {"spawn": "starting", "stop": "stopped"},
     "starting": {"run": "running", "stop": "stopping", **_DEATH},
     "running": {"ready": "ready", "stop": "stopping", **_DEATH},
-    "ready": {"hang": "degraded", "stop": "stopping", **_DEATH},
-    "degraded": {"stop": "stopping", "retry": "backoff", "give up": "failed"},
+    "ready": {"hang": "degraded", "sicken": "degraded", "stop": "stopping", **_DEATH},
+    "degraded": {"recover": "ready", "stop": "stopping", **_DEATH},
     "stopping": {"end": "stopped"},
     "backoff": {**_START, "stop": "stopped"},
     "exited": {**_START, "stop": "stopped"},

@@ -12,6 +12,6 @@ from typing import Any
 BOOTSTRAP = "smartipc.workers.bootstrap"
 
 
-def run(control: Any, stdout: Any, stderr: Any) -> None:
-    """Hand the three passed descriptors to the bootstrap, which does not return."""
-    import_module(BOOTSTRAP).main(control.detach(), stdout.detach(), stderr.detach())
+def run(*passed: Any) -> None:
+    """Hand the passed descriptors to the bootstrap, which does not return: control, stdout, stderr, then sockets."""
+    import_module(BOOTSTRAP).main(*(one.detach() for one in passed))

@@ -13,9 +13,14 @@ SCRIPT = Path(__file__).with_name("guardian.py")
 
 
 class Guard:
-    """Registers process groups with a guardian process."""
+    """Registers process groups with a guardian process.
 
-    def __init__(self) -> None:
+    Args:
+        run_id: marks what descends from this supervisor and may have left its group.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         self._groups: dict[int, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -37,6 +42,7 @@ class Guard:
             start_new_session=True,
             bufsize=0,
         )
+        self._write(f"run {self._run_id}\n")
         for line in self._groups.values():
             self._write(line)
 

@@ -1,9 +1,10 @@
 """The guardian: a tiny process that ends what is left when the supervisor dies, by whatever means.
 
 Run as a script by an isolated interpreter, so it imports only the standard library and nothing of smartipc. It reads
-lines from standard input: "add PID STARTTIME GRACE", "del PID", "quit". When the input ends without "quit", the
-supervisor was killed: every group still listed gets SIGTERM and SIGCONT, and after its grace SIGKILL. Workers that are
-stopped, hung or blocked cannot notice the death themselves; this process can.
+lines from standard input: "run ID", "add PID STARTTIME GRACE", "del PID", "quit". When the input ends without "quit",
+the supervisor was killed: every group still listed gets SIGTERM and SIGCONT, and after its grace SIGKILL; so does, at
+the end, every process whose environment carries the run's ID. Workers that are stopped, hung or blocked cannot notice
+the death themselves; this process can.
 """
 
 from __future__ import annotations
@@ -41,18 +42,21 @@ def signal_group(pid: int, number: int) -> bool:
     return True
 
 
-def watch() -> dict[int, tuple[str, float]] | None:
-    """Read registrations until the input ends; return what is registered, or None after "quit"."""
+def watch() -> tuple[str, dict[int, tuple[str, float]]] | None:
+    """Read registrations until the input ends; return the run and what is registered, or None after "quit"."""
+    run = ""
     groups: dict[int, tuple[str, float]] = {}
     for line in sys.stdin:
         words = line.split()
-        if words[:1] == ["add"]:
+        if words[:1] == ["run"]:
+            run = words[1]
+        elif words[:1] == ["add"]:
             groups[int(words[1])] = (words[2], float(words[3]))
         elif words[:1] == ["del"]:
             groups.pop(int(words[1]), None)
         elif words[:1] == ["quit"]:
             return None
-    return groups
+    return run, groups
 
 
 def end_all(groups: dict[int, tuple[str, float]]) -> None:
@@ -71,13 +75,29 @@ def end_all(groups: dict[int, tuple[str, float]]) -> None:
         time.sleep(PERIOD)
 
 
+def end_marked(run: str) -> None:
+    """Kill every process of the run that has left its group: marked by its environment."""
+    mark = f"SMARTIPC_RUN_ID={run}".encode()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                marked = mark in file.read().split(b"\0")
+            if marked and int(name) != os.getpid():
+                os.kill(int(name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
 def main() -> None:
     """Watch, and act when the watch ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    groups = watch()
-    if groups:
+    found = watch()
+    if found is not None:
+        run, groups = found
         end_all(groups)
+        if run and os.path.isdir("/proc/self"):
+            end_marked(run)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""Function workers: started through multiprocessing's contexts, from a fork server unless the configuration says other.
+
+Only the start and the exit code are here; the group, the pipes and the death are process.py's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.process
+import multiprocessing.resource_tracker
+import os
+import socket
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+from smartipc.ipc.control import ExitFacts
+from smartipc.ipc.transports.child import ChildProcessTransport
+from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
+from smartipc.supervisor.host import entry
+from smartipc.supervisor.host.exits import facts_of_code
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A started function worker."""
+
+    pid: int
+    pidfd: int
+    pipe: socket.socket
+    sentinel: int
+    process: Any
+
+
+class _Passed:
+    """A descriptor that reaches a multiprocessing child under any start method; `detach` gives its number there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self._descriptor),)
+
+    def detach(self) -> int:
+        """Return the number: fork copies descriptors as they are."""
+        return self._descriptor
+
+
+def _received(passed: Any) -> Any:
+    return passed
+
+
+class FunctionStarter:
+    """Starts processes for targets.
+
+    Args:
+        spec: the app.
+        folder: a private directory for multiprocessing's own socket.
+        run_id: marks the fork server, and by it whatever a worker forks without exec.
+    """
+
+    def __init__(self, spec: AppSpec, folder: Path, run_id: str) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._run_id = run_id
+
+    def __repr__(self) -> str:
+        return f"<FunctionStarter of {self._spec.app}>"
+
+    def open(self) -> None:
+        """Tell the fork server what to import, and start it."""
+        # Children import the parent's main script under multiprocessing's rules; ours is the command itself.
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if len(os.fsencode(self._folder)) < 80:  # room for multiprocessing's socket name in sun_path
+            multiprocessing.current_process()._config["tempdir"] = str(self._folder)  # type: ignore[attr-defined]  # noqa: SLF001
+        preload = [entry.BOOTSTRAP, "smartipc.workers.runtime", "smartipc.workers.sync_runtime"]
+        preload += [name for worker in self._spec.workers for name in worker.preload]
+        multiprocessing.get_context("forkserver").set_forkserver_preload(list(dict.fromkeys(preload)))
+        missing = [path for path in self._spec.python_path if path not in sys.path]
+        sys.path[:0] = missing  # spawned children inherit it
+        if any(worker.target and worker.start_method == "forkserver" for worker in self._spec.workers):
+            self._start_fork_server()
+
+    def _start_fork_server(self) -> None:
+        """Start it where preload finds the app's modules: before Python 3.12.4 it takes no sys.path from its parent."""
+        before = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([*self._spec.python_path, *([before] if before else [])])
+        os.environ.update(PYTHONPATH=path, SMARTIPC_RUN_ID=self._run_id)
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            del os.environ["SMARTIPC_RUN_ID"]
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
+
+    def close(self) -> None:
+        """End the helpers; every life is over."""
+        for stop in (
+            getattr(multiprocessing.forkserver._forkserver, "_stop", None),  # noqa: SLF001
+            getattr(multiprocessing.resource_tracker._resource_tracker, "_stop", None),  # noqa: SLF001
+        ):
+            if stop is not None:
+                with contextlib.suppress(OSError):
+                    stop()
+        with contextlib.suppress(OSError):
+            for left in self._folder.iterdir():
+                left.unlink()
+            self._folder.rmdir()
+
+    @staticmethod
+    def helpers() -> set[int]:
+        """Return the pids of multiprocessing's own processes."""
+        server, tracker = multiprocessing.forkserver._forkserver, multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001
+        return {
+            pid for pid in (getattr(server, "_forkserver_pid", None), getattr(tracker, "_pid", None)) if pid is not None
+        }
+
+    @staticmethod
+    def start(worker: WorkerSpec, instance: str, passed: Sequence[int]) -> Begun:
+        """Start a process that runs the bootstrap.
+
+        Args:
+            worker: whose target it is to run.
+            instance: its name.
+            passed: descriptors for its stdout and stderr, then its listening sockets.
+
+        Raises:
+            OSError: it could not be started.
+            EOFError: likewise: the fork server died.
+            ValueError: likewise: this platform has no such start method.
+        """
+        pipe, child = ChildProcessTransport.pair()
+        with child, contextlib.ExitStack() as undo:
+            undo.callback(pipe.close)
+            context: Any = multiprocessing.get_context(worker.start_method)
+            arguments = tuple(_Passed(descriptor) for descriptor in (child.fileno(), *passed))
+            process = context.Process(target=entry.run, args=arguments, name=instance, daemon=False)
+            process.start()
+            undo.pop_all()
+        # multiprocessing would reap it behind our back at the next start, and join it at exit.
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
+        pid: int = process.pid
+        return Begun(pid, _pidfd(pid, process.sentinel), pipe, process.sentinel, process)
+
+
+def told_exit(sentinel: int) -> ExitFacts | None:
+    """Return what the fork server said of its child's end; None if it died before it could."""
+    try:
+        return facts_of_code(multiprocessing.forkserver.read_signed(sentinel))
+    except (OSError, EOFError):
+        return None
+
+
+def forget(process: Any, code: int | None) -> None:
+    """Let the object of multiprocessing close its sentinel; it must believe that its process has ended."""
+    with contextlib.suppress(AttributeError):
+        process._popen.returncode = code if code is not None else -1  # noqa: SLF001
+        process.close()
+
+
+def _pidfd(pid: int, sentinel: int) -> int:
+    """Open a pidfd; for a child of the fork server that is reaped already, its sentinel tells the same."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return os.dup(sentinel)

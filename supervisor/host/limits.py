@@ -1,0 +1,68 @@
+"""What the kernel allows a process: open files, priority, cores, readiness to be killed when memory is short.
+
+Everything here works on any process from outside, so commands get it between fork and exec, and function workers while
+they wait for their launch facts.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+from smartipc.supervisor.core.process_spec import LimitsSpec
+
+
+def apply(pid: int, limits: LimitsSpec, slot: int) -> None:
+    """Set the limits of a process.
+
+    Args:
+        pid: which one; 0 is the caller.
+        limits: what to set.
+        slot: chooses the core of `affinity: auto`.
+
+    Raises:
+        OSError: the kernel refuses one of them; the text names it.
+    """
+    for name, set_one in (
+        ("open_files", _open_files),
+        ("nice", _nice),
+        ("affinity", _affinity),
+        ("oom_score_adj", _oom_score_adj),
+    ):
+        value = getattr(limits, name)
+        if value is None:
+            continue
+        try:
+            set_one(pid, value, slot)
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise OSError(0, f"{name} {value}: {reason}") from error
+
+
+def _open_files(pid: int, value: int, _slot: int) -> None:
+    if sys.platform == "linux":
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        raised = value if hard != resource.RLIM_INFINITY and value > hard else hard  # for root only
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (value, raised))
+    elif pid == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (value, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def _nice(pid: int, value: int, _slot: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, pid, value)
+
+
+def _affinity(pid: int, value: tuple[int, ...] | str, slot: int) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this platform does not bind processes to cores")
+    if isinstance(value, str):
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(pid, {usable[slot % len(usable)]})
+    else:
+        os.sched_setaffinity(pid, value)
+
+
+def _oom_score_adj(pid: int, value: int, _slot: int) -> None:
+    Path(f"/proc/{pid or 'self'}/oom_score_adj").write_text(str(value))

@@ -1,0 +1,144 @@
+"""What our children leave behind: processes that escaped into sessions of their own and were reparented to us.
+
+We are a subreaper (or process 1 of a container), so every orphan below us becomes our child. Whose it was is told by
+the marks in its environment, by its session, or by an output pipe that it still holds. Strangers, which only process 1
+gets, are reaped and never signalled while the app runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from smartipc.supervisor.host.life import Life
+
+_WORDS = 120
+"""Characters of a command line that are named."""
+
+
+class Orphans:
+    """Find, kill and reap what is nobody's any more.
+
+    Args:
+        run_id: value of SMARTIPC_RUN_ID in everything that descends from this app.
+        known: returns the pids of our children that others look after.
+        exclusive: this process does nothing but supervise, so whatever child is not known may be reaped.
+    """
+
+    def __init__(self, run_id: str, known: Callable[[], set[int]], *, exclusive: bool) -> None:
+        self._run_id = run_id
+        self._known = known
+        self._exclusive = exclusive
+
+    def __repr__(self) -> str:
+        return f"<Orphans of run {self._run_id}>"
+
+    def unknown(self) -> list[int]:
+        """Return our living children that nobody looks after; the dead among them are reaped."""
+        found = []
+        known = self._known()
+        for pid in children():
+            if pid in known:
+                continue
+            if not self._exclusive and self._marks(pid) is None:
+                continue
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    found.append(pid)
+            except ChildProcessError:
+                continue
+        return found
+
+    def kill_those_of(self, life: Life) -> bool:
+        """Kill what a dead life left outside its group; return whether there was anything."""
+        mine = [pid for pid in self.unknown() if self._belongs(pid, life)]
+        for pid in mine:
+            for one in (pid, *descendants(pid)):
+                life.swept.setdefault(one, command_line(one))
+                with contextlib.suppress(OSError):
+                    os.kill(one, signal.SIGKILL)
+        return bool(mine)
+
+    def kill_all(self) -> dict[int, str]:
+        """Kill every orphan of this app, attributable or not; return pid and command line of each."""
+        killed = {}
+        for pid in self.unknown():
+            marks = self._marks(pid)
+            if os.getpid() == 1 and marks is None:
+                continue  # a stranger: it ends with the container
+            killed[pid] = command_line(pid)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return killed
+
+    def _belongs(self, pid: int, life: Life) -> bool:
+        marks = self._marks(pid)
+        if marks is not None and marks != ("", ""):
+            return marks == (life.instance, str(life.generation))
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == life.group:
+                return True
+        return any(_inode(pid, number) in life.pipes for number in (1, 2))
+
+    def _marks(self, pid: int) -> tuple[str, str] | None:
+        """Return (instance, generation) from its environment; None if it is not of this run."""
+        try:
+            pairs = (entry.partition(b"=") for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+            found = {name: value.decode("utf-8", "replace") for name, _, value in pairs if name.startswith(b"SMARTIPC")}
+        except OSError:
+            return None
+        if found.get(b"SMARTIPC_RUN_ID") != self._run_id:
+            return None
+        return found.get(b"SMARTIPC_INSTANCE", ""), found.get(b"SMARTIPC_GENERATION", "")
+
+    def owner(self, pid: int, lives: dict[str, Life]) -> Life | None:
+        """Return the life that a process belongs to: it is its main process, of its session, or marked as its own."""
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            session = 0
+        for life in lives.values():
+            if pid == life.pid or (session and session == life.group):
+                return life
+        marks = self._marks(pid)
+        life_of = lives.get(marks[0]) if marks is not None else None
+        return life_of if life_of is not None and marks == (life_of.instance, str(life_of.generation)) else None
+
+
+def children(pid: int | str = "self") -> list[int]:
+    """Return the children of a process, those of all its threads; empty where the kernel does not tell."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the children of a process, theirs, and so on."""
+    found, todo = [], [pid]
+    while todo:
+        below = children(todo.pop())
+        found += below
+        todo += below
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Return what a process runs, for a person."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        if words:
+            return words[:_WORDS]
+    return "a process"
+
+
+def _inode(pid: int, descriptor: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/fd/{descriptor}").st_ino
+    except OSError:
+        return None
