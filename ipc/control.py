@@ -44,7 +44,7 @@ class ExitFacts(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One slot of the directory. `address` is where its current life listens, "" if nowhere."""
+    """One life in the directory, in general the only one of its slot. `address` is where it listens, "" if nowhere."""
 
     instance: str
     worker: str
@@ -56,6 +56,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     last_exit: ExitFacts | None = None
     """How generation `last_exit_generation` ended."""
     last_exit_generation: int = 0
+    current: bool = True
+    """Whether it is the one that the slot's requests go to. A replacement that starts and a replaced life that drains
+    are beside it."""
 
     @property
     def ready(self) -> bool:
@@ -105,6 +108,8 @@ class Directory(msgspec.Struct, frozen=True):
     """Added (or all, with full). Those of a life vanish with it: drop them when its entry's generation is gone."""
     unsubscribed: tuple[tuple[str, int, int], ...] = ()
     """(instance, generation, number) removed."""
+    removed: tuple[str, ...] = ()
+    """Instances that do not exist any more."""
     full: bool = False
 
 

@@ -23,7 +23,6 @@ from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, deliver
 from smartipc.ipc.serving import current_deadline
-from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.wire import codec
 
 Req = TypeVar("Req")
@@ -179,7 +178,7 @@ class Endpoint:
             to=to,
             slot=slot,
             key=key,
-            headers=with_trace(headers),
+            headers=headers,
             idempotent=contract is not None and contract.idempotent,
             declared=contract.errors if contract is not None else (),
         )
@@ -209,7 +208,7 @@ class Endpoint:
             left = max(0.0, until - time.monotonic())
             link = await self._router.reach(name, timeout=left, to=to, slot=slot, key=key)
             with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
-                link.notify(name, encoded, headers=with_trace(headers))
+                link.notify(name, encoded, headers=headers)
                 await link.drained()
                 return
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from smartipc.ipc import links, tracing
+from smartipc.ipc import links
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Handler, Registry
 from smartipc.ipc.drivers.aio import Link
@@ -54,11 +54,6 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<Server {len(self.links)} links, {len(self._running)} running, {len(self._waiting)} waiting>"
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """Handlers that run, and requests that wait for their turn."""
-        return len(self._running) + len(self._notifies), len(self._waiting)
 
     def open(self) -> None:
         """Listen at the launch's address.
@@ -118,12 +113,12 @@ class Server:
             self._waiting = deque(item for item in self._waiting if item[1] is not link or item[2].id != ident)
 
     def _start(self, handler: Handler, link: Link, event: RequestReceived) -> None:
-        arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
+        sender = link.peer.name if link.peer else ""
+        arguments = self._registry.arguments(handler, event, sender, self._loop.time())
         if isinstance(arguments, Fault):
             link.fail(event.id, arguments)
             return
         token = current_deadline.set(event.deadline)
-        handled = tracing.current.set((link.peer, event))
         try:
             if handler.is_async:
                 task = _start_task(self._loop, self._run(handler, link, event.id, arguments))
@@ -134,7 +129,6 @@ class Server:
                 self._answer(handler, link, event.id, lambda: handler.function(*arguments))
         finally:
             current_deadline.reset(token)
-            tracing.current.reset(handled)
 
     async def _run(self, handler: Handler, link: Link, ident: int, arguments: tuple[Any, ...]) -> None:
         try:
@@ -183,13 +177,11 @@ class Server:
         if isinstance(handler, Fault):
             log.warning("one-way message of %s dropped: %s", sender, handler.message)
             return
-        arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
+        arguments = self._registry.arguments(handler, event, sender, self._loop.time())
         if isinstance(arguments, Fault):
             log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
             return
-        handled = tracing.current.set((link.peer, event))
         task = _start_task(self._loop, _one_way(handler, arguments))
-        tracing.current.reset(handled)
         if not task.done():
             self._notifies.add(task)
             task.add_done_callback(self._notifies.discard)

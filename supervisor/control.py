@@ -15,7 +15,7 @@ from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import QuietHost
-from smartipc.ipc.errors import NoSuchMethod, NoSuchWorker
+from smartipc.ipc.errors import NoSuchMethod
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import CancelReceived, Closed, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
@@ -25,6 +25,7 @@ from smartipc.ipc.wire.faults import fault_of
 from smartipc.supervisor.core.facts import RestartOrdered, ShutdownOrdered, StartOrdered, StopOrdered
 from smartipc.supervisor.operator import Operator
 from smartipc.supervisor.status import app_status
+from smartipc.supervisor.steering import resolve
 
 if TYPE_CHECKING:
     from smartipc.ipc.publishing import Messages
@@ -51,22 +52,21 @@ class ControlServer(QuietHost):
         self._watches: dict[tuple[Link, str], Messages[Any]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._listener.fileno(), self._accept)
-        self._methods: dict[str, tuple[Method[Any, Any], Callable[[Link, Any], Awaitable[Any]]]] = {
-            method.name: (method, serve)
-            for method, serve in (
-                (control.cli_status, self._status),
-                (control.cli_start, self._start),
-                (control.cli_stop, self._stop),
-                (control.cli_restart, self._restart),
-                (control.cli_logs, self._logs),
-                (control.cli_events, self._events),
-                (control.cli_request, self._request),
-                (control.cli_broadcast, self._broadcast),
-                (control.cli_publish, self._publish),
-                (control.cli_subscribe, self._subscribe),
-                (control.cli_shutdown, self._shutdown),
-            )
-        }
+        served: list[tuple[Method[Any, Any], Callable[[Link, Any], Awaitable[Any]]]] = [
+            (control.cli_status, self._status),
+            (control.cli_start, self._start),
+            (control.cli_stop, self._stop),
+            (control.cli_restart, self._restart),
+            (control.cli_logs, self._logs),
+            (control.cli_events, self._events),
+            (control.cli_request, self._request),
+            (control.cli_broadcast, self._broadcast),
+            (control.cli_publish, self._publish),
+            (control.cli_subscribe, self._subscribe),
+            (control.cli_shutdown, self._shutdown),
+        ]
+        served += [(method, _without_link(serve)) for method, serve in app.steering.methods()]
+        self._methods = {method.name: (method, serve) for method, serve in served}
 
     def __repr__(self) -> str:
         return f"<ControlServer {len(self._links)} commands connected>"
@@ -138,48 +138,22 @@ class ControlServer(QuietHost):
         return app_status(self._app)
 
     async def _start(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, StartOrdered)
+        return await self._app.steering.order(names, StartOrdered)
 
     async def _stop(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, StopOrdered)
+        return await self._app.steering.order(names, StopOrdered)
 
     async def _restart(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, RestartOrdered)
+        return await self._app.steering.order(names, RestartOrdered)
 
     async def _shutdown(self, _link: Link, names: control.Names) -> control.OrderOutcome:
-        return await self._order(names, lambda _who, order: ShutdownOrdered("ordered shutdown", order=order), who=())
-
-    async def _order(
-        self, names: control.Names, fact: Callable[[tuple[str, ...], int], Any], *, who: tuple[str, ...] | None = None
-    ) -> control.OrderOutcome:
-        instances = self.resolve(names.names) if who is None else who
-        answer = self._app.order(lambda order: fact(instances, order))
-        if not names.wait:
-            return control.OrderOutcome(dict.fromkeys(instances, ""))
-        return control.OrderOutcome(dict(await answer))
-
-    def resolve(self, names: list[str]) -> tuple[str, ...]:
-        """Turn workers, instances and "all" into instance names.
-
-        Raises:
-            NoSuchWorker: a name is none of them.
-        """
-        spec = self._app.spec
-        found: dict[str, None] = {}
-        for name in names:
-            matching = [
-                instance
-                for worker in spec.workers
-                for instance in worker.names
-                if name in ("all", worker.name, instance)
-            ]
-            if not matching:
-                raise NoSuchWorker(name, [worker.name for worker in spec.workers])
-            found.update(dict.fromkeys(matching))
-        return tuple(found)
+        answer = self._app.order(lambda order: ShutdownOrdered("ordered shutdown", order=order))
+        if names.wait:
+            await answer
+        return control.OrderOutcome({})
 
     async def _logs(self, _link: Link, request: control.LogsRequest) -> list[control.LogLine]:
-        instances = self.resolve([request.name])
+        instances = resolve(self._app.spec, [request.name])
         output = self._app.output
 
         def lines() -> list[control.LogLine]:
@@ -218,3 +192,7 @@ class ControlServer(QuietHost):
 
     def _operator(self) -> Operator:
         return self._app.operator
+
+
+def _without_link(serve: Callable[[Any], Awaitable[Any]]) -> Callable[[Link, Any], Awaitable[Any]]:
+    return lambda _link, payload: serve(payload)

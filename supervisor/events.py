@@ -54,6 +54,7 @@ class EventLog:
             "exit": msgspec.to_builtins(announce.exit) if announce.exit is not None else None,
             "attempt": announce.attempt,
             "next_restart_in": announce.next_restart_in,
+            **dict(announce.details),
         }
         self._events.append(event)
         if self._journal is not None:

@@ -25,6 +25,7 @@ class LogReadiness:
     def __init__(self, app: App) -> None:
         self._app = app
         self._matched: set[tuple[str, int]] = set()
+        self._running: set[tuple[str, int]] = set()
 
     def __repr__(self) -> str:
         return f"<LogReadiness {len(self._matched)} matched early>"
@@ -36,7 +37,7 @@ class LogReadiness:
         def look(line: bytes) -> None:
             if search(line.decode("utf-8", "backslashreplace")):
                 self._app.host.on_line.pop(key, None)
-                if self._app.core.view(key[0]).state == "running":
+                if key in self._running:
                     self._app.feed(BecameReady(*key))
                 else:
                     self._matched.add(key)
@@ -46,6 +47,9 @@ class LogReadiness:
     def follow(self, order: Announce) -> None:
         """Tell of a match that came before its time."""
         key = order.instance, order.generation
+        self._running.discard(key)
+        if order.to_state == "running":
+            self._running.add(key)
         if key in self._matched and order.to_state != "starting":
             self._matched.discard(key)
             if order.to_state == "running":

@@ -27,12 +27,14 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.steering import ApplyRequest
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.limits import Limits
 from smartipc.supervisor import logs
 from smartipc.supervisor.control import ControlServer
 from smartipc.supervisor.core.core import Core
 from smartipc.supervisor.core.facts import (
+    ApplyOrdered,
     AppStart,
     Exited,
     Fact,
@@ -41,7 +43,7 @@ from smartipc.supervisor.core.facts import (
     SpawnFailed,
     Started,
 )
-from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Kill, Order, Spawn, Stop
+from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Forget, Kill, Order, Spawn, Stop
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.directory import Book
 from smartipc.supervisor.environment import life_environment
@@ -58,11 +60,14 @@ from smartipc.supervisor.pipe import WorkerPipe
 from smartipc.supervisor.probing import Probing
 from smartipc.supervisor.readiness import LogReadiness
 from smartipc.supervisor.status import Meter
+from smartipc.supervisor.steering import Steering
 from smartipc.supervisor.telling import Telling
 
 log = logging.getLogger("smartipc.supervisor")
 CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
 """On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
+_LEFT_WAIT = 0.5
+"""Seconds after which a life is stopped though some worker has not acknowledged that it is out of routing."""
 
 
 @dataclass(slots=True)
@@ -102,7 +107,6 @@ class App:
     """
 
     def __init__(self, spec: AppSpec, directory: RuntimeDirectory, *, exclusive: bool = False) -> None:
-        self.spec = spec
         self.pid = os.getpid()
         self.run_id = uuid.uuid4().hex
         self.core = Core(spec, jitter=random.random)
@@ -121,8 +125,10 @@ class App:
         self.telling = Telling(self)
         self._log_readiness = LogReadiness(self)
         self._exclusive = exclusive
+        self.steering = Steering(self)
         self._directory = directory
         self._workers = {worker.name: worker for worker in spec.workers}
+        """Every worker there has been: its lives may outlast it."""
         self._work: deque[Order] = deque()
         self._working = False
         self._timer: asyncio.TimerHandle | None = None
@@ -155,9 +161,7 @@ class App:
         server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.add_signal_handler(number, self._on_signal, number)
-        self._loop.add_signal_handler(
-            signal.SIGHUP, log.warning, "SIGHUP: applying a changed file is not supported yet"
-        )
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
         log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
         for worker in self.spec.workers:
             for slot, name in enumerate(worker.names):
@@ -187,6 +191,8 @@ class App:
     def feed(self, fact: Fact) -> None:
         """Give the core a fact and perform what it orders."""
         self._work.extend(self.core.handle(fact, time.monotonic()))
+        if isinstance(fact, ApplyOrdered):
+            self._workers |= {worker.name: worker for worker in self.spec.workers}
         self._start_working()
         self._arm()
 
@@ -203,6 +209,13 @@ class App:
         self._signals += 1
         log.info("%s: %s", number.name, "stopping" if self._signals == 1 else "stopping at once")
         self.feed(ShutdownOrdered(number.name, fast=self._signals > 1))
+
+    async def _reread(self) -> None:
+        """Apply the configuration file as it is now."""
+        outcome = await self.steering.apply(ApplyRequest(wait=False))
+        for problem in outcome.problems:
+            log.error("SIGHUP: %s", problem)
+        log.info("SIGHUP: %s", "nothing was changed" if outcome.problems else f"{len(outcome.steps)} steps")
 
     def _on_exit(self, life: Life, facts: ExitFacts) -> None:
         key = (life.instance, life.generation)
@@ -263,7 +276,7 @@ class App:
             case Stop():
                 life = self._life(order.instance, order.generation)
                 if life is not None:
-                    self._stop(life, order)
+                    self._stop_when_left(life, order)
                 else:
                     self.hooks.withdraw(order.instance, order.generation)
             case Abort():
@@ -278,6 +291,8 @@ class App:
                     self.hooks.withdraw(order.instance, order.generation)
             case Announce():
                 self._announce(order)
+            case Forget():
+                self._forget(order.instance)
             case Answer():
                 future = self._answers.pop(order.order, None)
                 if future is not None and not future.done():
@@ -288,8 +303,7 @@ class App:
                 assert_never(order)
 
     def _life(self, instance: str, generation: int) -> Life | None:
-        life = self.host.lives.get(instance)
-        return life if life is not None and life.generation == generation else None
+        return self.host.lives.get((instance, generation))
 
     def _spawn(self, order: Spawn) -> None:
         if not self.hooks.hold(self.worker_of(order.instance), order, self._spawn_now):
@@ -303,7 +317,7 @@ class App:
             log.error("%s: %s", order.instance, error)
             self.feed(SpawnFailed(order.instance, order.generation, str(error)))
             return
-        self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
+        self.said = {key: said for key, said in self.said.items() if key[0] != order.instance or key in self.host.lives}
         self.said[order.instance, order.generation] = Said()
         if worker.ready_log is not None:
             self._log_readiness.watch((order.instance, order.generation), worker.ready_log)
@@ -317,7 +331,24 @@ class App:
             link = Link(life.pipe, connection, WorkerPipe(self, life, worker))
             self.links[order.instance, order.generation] = link
 
+    def _stop_when_left(self, life: Life, order: Stop) -> None:
+        """Stop a life once every worker knows that it stops, so that no request is on its way to it any more."""
+        if self.core.app_state == "stopping":
+            self._stop(life, order)
+            return
+        due = self._loop.call_later(_LEFT_WAIT, lambda: self._stop(life, order))
+
+        def left() -> None:
+            if not due.cancelled() and due.when() > self._loop.time():
+                due.cancel()
+                self._stop(life, order)
+
+        self.tell()
+        self.book.barrier(left)
+
     def _stop(self, life: Life, order: Stop) -> None:
+        if self._life(life.instance, life.generation) is not life:
+            return
         link = self.links.get((life.instance, life.generation))
         if link is not None and not link.closed:
             link.notify(control.stop.name, codec.encode(control.StopOrder(order.grace, order.cause)))
@@ -339,27 +370,51 @@ class App:
                 log.debug("%s: its stderr ended with: %s", order.instance, line)
         self.telling.follow(order)
         if order.event == "instance.state":
-            self._enter(order.instance)
+            self._enter(order)
             self.probing.follow(order)
             self._log_readiness.follow(order)
 
     # the directory
 
-    def _enter(self, instance: str) -> None:
-        view = self.core.view(instance)
-        self.book.set(
-            Entry(
-                instance,
-                view.worker,
-                view.slot,
-                view.generation,
-                view.pid or 0,
-                view.state,
-                self.address(instance, view.generation) if view.pid is not None else "",
-                view.last_exit,
-                view.last_exit_generation,
-            )
+    def _enter(self, order: Announce) -> None:
+        try:
+            view = self.core.view(order.instance)
+        except KeyError:
+            return  # it has vanished since: Forget follows
+        entry = Entry(
+            instance=order.instance,
+            worker=view.worker,
+            slot=view.slot,
+            generation=view.generation,
+            pid=view.pid or 0,
+            state=view.state,
+            address=self.address(order.instance, view.generation) if view.pid is not None else "",
+            last_exit=view.last_exit,
+            last_exit_generation=view.last_exit_generation,
         )
+        self.book.set(entry)
+        if order.generation not in (0, view.generation):
+            assert order.to_state is not None
+            beside = msgspec.structs.replace(
+                entry,
+                generation=order.generation,
+                pid=order.pid or 0,
+                state=order.to_state,
+                address=self.address(order.instance, order.generation) if order.pid is not None else "",
+                last_exit=order.exit,
+                last_exit_generation=order.generation if order.exit is not None else 0,
+                current=False,
+            )
+            self.book.set(beside)
+        self._tell_soon()
+
+    def _forget(self, instance: str) -> None:
+        self.book.remove(instance)
+        self.said = {key: said for key, said in self.said.items() if key[0] != instance}
+        self.exit_times.pop(instance, None)
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
         if not self._telling:
             self._telling = True
             self._loop.call_soon(self.tell)
@@ -383,7 +438,13 @@ class App:
 
     def worker_of(self, instance: str) -> WorkerSpec:
         """Return the worker of an instance."""
-        return self._workers[instance.rpartition(":")[0]]
+        name = instance.rpartition(":")[0]
+        return self._workers[name]
+
+    @property
+    def spec(self) -> AppSpec:
+        """The configuration as it holds now."""
+        return self.core.spec
 
     def address(self, instance: str, generation: int) -> str:
         """Return where a life listens."""

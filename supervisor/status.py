@@ -46,7 +46,7 @@ def app_status(app: App) -> AppStatus:
         app.pid,
         app.core.app_state,
         app.spec.config_path,
-        1,
+        app.core.config_generation,
         [_worker_status(app, view) for view in app.core.snapshot()],
     )
 
@@ -54,7 +54,7 @@ def app_status(app: App) -> AppStatus:
 def _worker_status(app: App, view: InstanceView) -> WorkerStatus:
     now = time.monotonic()
     said = app.said.get((view.instance, view.generation))
-    life = app.host.lives.get(view.instance)
+    life = app.host.lives.get((view.instance, view.generation))
     memory, cpu = app.meter.read(view.pid)
     last = None
     if view.last_exit is not None:

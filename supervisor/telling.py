@@ -97,7 +97,7 @@ class Telling:
         pid = int(text) if text.isdigit() else 0
         if pid == life.pid:
             return
-        if pid <= 1 or app.host.orphans.owner(pid, {life.instance: life}) is None:
+        if pid <= 1 or app.host.orphans.owner(pid, {(life.instance, life.generation): life}) is None:
             log.warning("%s: MAINPID=%s is no process of its own", life.instance, text[:20])
             return
         try:

@@ -302,8 +302,8 @@ class Link:
     def _on_closed(self, event: Closed) -> None:
         self.closed = True
         self.error = event.error or ConnectionLost(self._peer_name(), event.reason)
-        for ident, processed in event.lost:
-            lost = ConnectionLost(self._peer_name(), event.reason, processed=processed)
+        for ident, written in event.lost:
+            lost = ConnectionLost(self._peer_name(), event.reason, processed="maybe" if written else "no")
             self._settle(ident, lost)
         for future in list(self._futures.values()):
             if not future.done():

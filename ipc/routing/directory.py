@@ -22,13 +22,18 @@ class DirectoryState:
     because one comes or goes, and a publisher that sees a newer one early does nothing wrong.
     """
 
-    __slots__ = ("by_worker", "entries", "revision", "subscribed", "subscriptions")
+    __slots__ = ("beside", "by_worker", "entries", "revision", "subscribed", "subscriptions")
 
     def __init__(
-        self, revision: int, entries: Iterable[Entry], subscriptions: Subscribers | Iterable[Subscription]
+        self,
+        revision: int,
+        entries: Iterable[Entry],
+        subscriptions: Subscribers | Iterable[Subscription],
+        beside: Iterable[Entry] = (),
     ) -> None:
         self.revision = revision
         self.entries = {entry.instance: entry for entry in entries}
+        self.beside = {(entry.instance, entry.generation): entry for entry in beside}
         workers: dict[str, list[Entry]] = {}
         for entry in self.entries.values():
             workers.setdefault(entry.worker, []).append(entry)
@@ -45,14 +50,16 @@ class DirectoryState:
     def lives(self, instance: str, generation: int) -> bool:
         """Tell whether that life of the instance is not known to be over."""
         entry = self.entries.get(instance)
-        return entry is not None and entry.generation == generation and entry.state in _LIVING
+        if entry is None or entry.generation != generation:
+            entry = self.beside.get((instance, generation))
+        return entry is not None and entry.state in _LIVING
 
     def exit_of(self, instance: str, generation: int) -> ExitFacts | None:
         """Return how a life ended, if the directory still knows."""
-        entry = self.entries.get(instance)
-        if entry is None or entry.last_exit_generation != generation:
-            return None
-        return entry.last_exit
+        for entry in (self.entries.get(instance), self.beside.get((instance, generation))):
+            if entry is not None and entry.last_exit_generation == generation:
+                return entry.last_exit
+        return None
 
     def workers(self) -> tuple[str, ...]:
         """Names of the app's workers; the library's own are left out."""
@@ -75,14 +82,18 @@ class Directory:
 
     def apply(self, update: control.Directory) -> None:
         """Take an update and call the listeners; one thread at a time, readers need no lock."""
+        current = [entry for entry in update.entries if entry.current]
         if update.full:
-            self.state = DirectoryState(update.revision, update.entries, update.subscriptions)
+            beside = [entry for entry in update.entries if not entry.current]
+            self.state = DirectoryState(update.revision, current, update.subscriptions, beside)
         else:
             old, subscriptions = self.state, self.state.subscriptions
-            entries = old.entries | {entry.instance: entry for entry in update.entries}
-            new = DirectoryState(update.revision, entries.values(), subscriptions)
-            for entry in update.entries:
-                subscriptions.keep(entry.instance, new.lives)
+            entries = old.entries | {entry.instance: entry for entry in current}
+            for name in update.removed:
+                entries.pop(name, None)
+            new = DirectoryState(update.revision, entries.values(), subscriptions, _beside(old, update))
+            for name in {*(entry.instance for entry in update.entries), *update.removed}:
+                subscriptions.keep(name, new.lives)
             for key in update.unsubscribed:
                 subscriptions.remove(key)
             self.state = new
@@ -91,3 +102,23 @@ class Directory:
                     subscriptions.add(one)
         for listener in tuple(self.listeners):
             listener()
+
+
+def _beside(old: DirectoryState, update: control.Directory) -> list[Entry]:
+    """Return the lives beside the current ones after an update.
+
+    A life that is over stays, for its exit facts, until the next one beside the same slot is told of; one that has
+    become current, or whose slot is gone, does not.
+    """
+    new = {(entry.instance, entry.generation): entry for entry in update.entries if not entry.current}
+    current = {(entry.instance, entry.generation) for entry in update.entries if entry.current}
+    told = {instance for instance, _ in new}
+    kept = [
+        entry
+        for life, entry in old.beside.items()
+        if life not in new
+        and life not in current
+        and entry.instance not in update.removed
+        and (entry.state in _LIVING or entry.instance not in told)
+    ]
+    return [*kept, *new.values()]

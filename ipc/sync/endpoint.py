@@ -21,7 +21,6 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.publishing import Messages
 from smartipc.ipc.sync.serving import current_deadline
-from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.wire import codec
 
 Req = TypeVar("Req")
@@ -417,7 +416,7 @@ def _call(
         to=to,
         slot=slot,
         key=key,
-        headers=with_trace(headers),
+        headers=headers,
         idempotent=contract is not None and contract.idempotent,
         declared=contract.errors if contract is not None else (),
     )

@@ -16,8 +16,8 @@ from smartipc import __version__
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import ConfigError
-from smartipc.supervisor.cli import calling, looking, starting
-from smartipc.supervisor.cli.client import FAILED, USAGE, Client, find, leave
+from smartipc.supervisor.cli import calling, looking, starting, steering
+from smartipc.supervisor.cli.client import USAGE, Client, find, leave
 
 
 class Session:
@@ -49,15 +49,14 @@ def cli(context: click.Context, app: str | None, config: str | None) -> None:
 
 
 def _order(verb: str, method: Method[control.Names, control.OrderOutcome], does: str) -> None:
-    def run(session: Session, names: tuple[str, ...], no_wait: bool) -> None:
+    def run(session: Session, names: tuple[str, ...], no_wait: bool, as_json: bool) -> None:
         outcome = session.client().ask(method, control.Names(list(names), not no_wait))
-        failed = {name: reason for name, reason in outcome.results.items() if reason}
-        if failed:
-            leave(FAILED, "\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+        steering.finish(outcome.results, as_json=as_json)
 
     command: Callable[..., None] = click.pass_obj(run)
     command.__doc__ = f"{does} Returns when it is done."
     command = click.option("--no-wait", is_flag=True, help="Return at once.")(command)
+    command = click.option("--json", "as_json", is_flag=True, help="One JSON object: each result.")(command)
     command = click.argument("names", nargs=-1, required=True, metavar="NAME...")(command)
     cli.command(verb, help=f"{does} Returns when it is done.")(command)
 
@@ -106,6 +105,7 @@ def schema() -> None:
 
 looking.register(cli)
 calling.register(cli)
+steering.register(cli)
 starting.register(cli)
 
 

@@ -36,6 +36,10 @@ class Budget:
         self._times.append(now)
         return len(self._times)
 
+    def limit(self, most: int, window: float) -> None:
+        """Change the limits; what has been counted stays."""
+        self._most, self._window = most, window
+
     def clear(self) -> None:
         """Forget all restarts."""
         self._times.clear()

@@ -17,17 +17,23 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias, assert_never
 
 from smartipc.ipc.control import ExitFacts, State
+from smartipc.supervisor.core import plan
+from smartipc.supervisor.core.answers import Aim
 from smartipc.supervisor.core.ends import Ends
 from smartipc.supervisor.core.facts import (
+    ApplyOrdered,
     AppStart,
     Beat,
     BecameReady,
     Exited,
     Extended,
     Fact,
+    Measured,
     Probed,
+    ReloadOrdered,
     ResetOrdered,
     RestartOrdered,
+    ScaleOrdered,
     ShutdownOrdered,
     Spawned,
     SpawnFailed,
@@ -38,12 +44,16 @@ from smartipc.supervisor.core.facts import (
 )
 from smartipc.supervisor.core.lifecycle import Lives
 from smartipc.supervisor.core.orders import Announce, Answer, EndApp, Order
+from smartipc.supervisor.core.rollout import Rollouts
 from smartipc.supervisor.core.slot import InstanceView, Slot
 from smartipc.supervisor.core.spec import AppSpec
 from smartipc.supervisor.core.states import LIVING
 from smartipc.supervisor.core.wellbeing import Wellbeing
 
 _Ordered: TypeAlias = StartOrdered | RestartOrdered | StopOrdered | ResetOrdered
+_UP: Aim = "up"
+_GONE: Aim = "gone"
+_REPLACED: Aim = "replaced"
 _AT_REST: frozenset[State] = frozenset({"ready", "exited", "failed", "stopped"})
 
 
@@ -52,7 +62,7 @@ class Core:
 
     Args:
         spec: the app.
-        jitter: returns a number in [0, 1); drawn once per automatic restart.
+        jitter: returns a number in [0, 1); drawn once per failure, and per life that is to be recycled.
 
     Raises:
         ValueError: the dependencies of the spec go round in a circle.
@@ -61,9 +71,11 @@ class Core:
     def __init__(self, spec: AppSpec, *, jitter: Callable[[], float]) -> None:
         self.spec = spec
         self.app_state: Literal["starting", "running", "stopping"] = "starting"
-        self._lives = Lives(spec)
+        self.config_generation = 1
+        self._lives = Lives(spec, jitter)
         self._wellbeing = Wellbeing(self._lives)
-        self._ends = Ends(self._lives, jitter)
+        self._ends = Ends(self._lives)
+        self._rollouts = Rollouts(self._lives)
         self._slots = self._lives.slots
         self._answers = self._lives.answers
         self._shutdown_orders: list[int] = []
@@ -97,6 +109,9 @@ class Core:
                 # The most frequent fact by far. It only postpones, so the known timer stays a lower bound.
                 self._lives.on_beat(fact, now)
                 return []
+            case Measured():
+                if not self._rollouts.measured(fact):
+                    return []
             case AppStart():
                 self._on_app_start(now)
             case Spawned():
@@ -111,6 +126,12 @@ class Core:
                 self._ends.on_end(fact.instance, fact.generation, fact.exit, now)
             case StartOrdered() | RestartOrdered() | StopOrdered() | ResetOrdered():
                 self._on_ordered(fact, now)
+            case ReloadOrdered():
+                self._on_reload(fact)
+            case ScaleOrdered():
+                self._on_scale(fact, now)
+            case ApplyOrdered():
+                self._on_apply(fact, now)
             case ShutdownOrdered():
                 self._on_shutdown(fact, now)
             case _:
@@ -149,13 +170,15 @@ class Core:
         for name in names:
             if not refused:
                 self._overtake(fact, name)
-        self._answers.open(fact.order, "down" if isinstance(fact, StopOrdered) else "up", names)
+        self._answers.open(fact.order, dict.fromkeys(names, "down" if isinstance(fact, StopOrdered) else "up"))
         for name in names:
             slot = self._slots.get(name)
             if slot is None:
                 self._answers.say(fact.order, name, "there is no such instance")
             elif refused:
                 self._answers.say(fact.order, name, "the app is stopping")
+            elif slot.removing and not isinstance(fact, StopOrdered):
+                self._answers.say(fact.order, name, "it is being removed")
             elif self._obey(fact, slot, now):
                 self._answers.say(fact.order, name, "")
 
@@ -166,8 +189,10 @@ class Core:
                 self._answers.settle(instance, "down", "overtaken by a start")
             case RestartOrdered():
                 self._answers.settle(instance, "down", "overtaken by a restart")
+                self._answers.settle(instance, "replaced", "overtaken by a restart")
             case StopOrdered():
                 self._answers.settle(instance, "up", "overtaken by a stop")
+                self._answers.settle(instance, "replaced", "overtaken by a stop")
             case ResetOrdered():
                 pass
             case _:
@@ -178,7 +203,7 @@ class Core:
         match fact:
             case StartOrdered():
                 self._order_up(slot, now)
-                return self._is_up(slot)
+                return self._lives.is_up(slot)
             case RestartOrdered():
                 if slot.state in LIVING:
                     self._lives.go_down(slot, now, "ordered restart", then="restart")
@@ -186,7 +211,7 @@ class Core:
                 return False
             case StopOrdered():
                 self._lives.go_down(slot, now, "ordered stop")
-                return slot.state == "stopped"
+                return slot.state == "stopped" and self._lives.alone(slot.instance)
             case ResetOrdered():
                 slot.budget.clear()
                 slot.attempt = 0
@@ -194,7 +219,7 @@ class Core:
             case _:
                 assert_never(fact)
 
-    def _order_up(self, ordered: Slot, now: float) -> None:
+    def _order_up(self, ordered: Slot, now: float, cause: str = "ordered start") -> None:
         """Start it, and what it waits for, and what that waits for."""
         todo, seen = [ordered], {ordered.instance}
         while todo:
@@ -207,7 +232,7 @@ class Core:
             elif slot.state not in LIVING:
                 slot.automatic = False
                 if slot.state != "waiting":
-                    self._lives.try_start(slot, now, "ordered start")
+                    self._lives.try_start(slot, now, cause)
             if slot.state in LIVING and slot.state != "stopping" and not slot.going_down:
                 continue
             needs = self._lives.ordering.blocking(slot.spec, self._lives.states())
@@ -220,11 +245,73 @@ class Core:
                     self._answers.settle(name, "down", f"overtaken by a start of {ordered.instance}")
                     todo.append(self._slots[name])
 
-    def _is_up(self, slot: Slot) -> bool:
-        """Tell whether a start has nothing to wait for."""
-        if slot.going_down:
-            return False
-        return slot.state == "ready" or (slot.state == "running" and slot.start_by is None and not slot.failing)
+    def _on_reload(self, fact: ReloadOrdered) -> None:
+        names = tuple(dict.fromkeys(fact.instances))
+        self._answers.open(fact.order, dict.fromkeys(names, "replaced"))
+        for name in names:
+            slot = self._slots.get(name)
+            if slot is None:
+                self._answers.say(fact.order, name, "there is no such instance")
+            elif self.app_state == "stopping" or slot.removing:
+                self._answers.say(fact.order, name, "it is being stopped")
+        if self.app_state != "stopping":
+            self._rollouts.begin(fact.order, "reload", names)
+
+    # another configuration
+
+    def _on_scale(self, fact: ScaleOrdered, now: float) -> None:
+        self._adopt(plan.scaled(self.spec, fact.counts), fact.order, now, "scaled")
+
+    def _on_apply(self, fact: ApplyOrdered, now: float) -> None:
+        changes = plan.diff(self.spec, fact.spec)
+        assert not changes.refused, "whoever orders it has looked"
+        steps = tuple((step.kind, step.name, step.what) for step in changes.steps)
+        self.config_generation += 1
+        details = (("config_generation", self.config_generation), ("plan", [" ".join(step).rstrip() for step in steps]))
+        cause = fact.spec.config_path or "another spec"
+        self._lives.orders.append(Announce("config.applied", "", 0, None, None, None, cause, details=details))
+        self._adopt(fact.spec, fact.order, now, "the configuration has changed", changes.restarted)
+
+    def _adopt(self, spec: AppSpec, order: int, now: float, cause: str, changed: tuple[str, ...] = ()) -> None:
+        """Go over to another spec: start what is new, stop what is gone, replace what has changed, leave the rest."""
+        there = {slot.instance for slot in self._slots.values() if not slot.removing}
+        wanted = [name for worker in spec.workers for name in worker.names]
+        added = [name for name in wanted if name not in there]
+        gone = sorted(there.difference(wanted))
+        replaced = [name for worker in changed for name in spec.worker(worker).names if name in there]
+        aims: dict[str, Aim] = {}
+        for names, aim in ((replaced, _REPLACED), (added, _UP), (gone, _GONE)):
+            aims.update(dict.fromkeys(names, aim))
+        self._answers.open(order, aims)
+        if self.app_state == "stopping":
+            for name in aims:
+                self._answers.say(order, name, "the app is stopping")
+            return
+        self._announce_scaling(spec)
+        self.spec = spec
+        self._lives.respec(spec)
+        for name in gone:
+            slot = self._slots[name]
+            slot.removing = True
+            for aim in (_UP, _REPLACED):
+                self._answers.settle(name, aim, "it is removed")
+            self._lives.go_down(slot, now, cause)
+        for name in added:
+            self._answers.settle(name, "gone", "it is wanted again")
+            self._slots[name].removing = False
+            if self._begun:
+                self._order_up(self._slots[name], now, cause)
+        if replaced:
+            self._rollouts.begin(order, cause, replaced)
+
+    def _announce_scaling(self, spec: AppSpec) -> None:
+        before = {worker.name: worker.instances for worker in self.spec.workers}
+        for worker in spec.workers:
+            was = before.get(worker.name, worker.instances)
+            if was != worker.instances:
+                cause = f"{worker.name}: {was} -> {worker.instances} instances"
+                details = (("worker", worker.name), ("from", was), ("to", worker.instances))
+                self._lives.orders.append(Announce("worker.scaled", "", 0, None, None, None, cause, details=details))
 
     # the app as a whole
 
@@ -245,9 +332,11 @@ class Core:
         self.app_state = "stopping"
         self._exit_code = code
         self._kill_all_at = now + self.spec.supervisor.shutdown_timeout
+        self._rollouts.abandon()
         self._lives.orders.append(Announce("app.stopping", "", 0, None, None, None, cause))
         for slot in self._slots.values():
-            self._answers.settle(slot.instance, "up", "the app is stopping")
+            for aim in (_UP, _REPLACED):
+                self._answers.settle(slot.instance, aim, "the app is stopping")
             if slot.state in LIVING or slot.state in ("waiting", "backoff"):
                 self._lives.go_down(slot, now, "the app stops")
 
@@ -266,14 +355,16 @@ class Core:
         if self._ends.fatal is not None:
             self._begin_shutdown(f"{self._ends.fatal} failed", 1, now)
         if self.app_state != "stopping":
+            self._rollouts.advance(now)
             self._lives.release_waiting(now)
             self._notice_stuck()
             self._notice_idle(now)
         self._lives.tell_those_going_down(now, self._kill_all_at)
+        self._lives.drop_removed(now)
         self._lives.orders += self._answers.collect()
         if self.app_state == "stopping":
             self._notice_end()
-        due = [at for slot in self._slots.values() for at in slot.timers()]
+        due = [at for slot in self._lives.everyone() for at in slot.timers()]
         if self._kill_all_at is not None:
             due.append(self._kill_all_at)
         self._due = min(due, default=None)
@@ -303,7 +394,7 @@ class Core:
     def _notice_idle(self, now: float) -> None:
         if self.spec.supervisor.on_idle != "exit" or not self._begun:
             return
-        states = {"exited" if slot.retired else slot.state for slot in self._slots.values()}
+        states = {"exited" if slot.retired and slot.state == "stopped" else slot.state for slot in self._slots.values()}
         if states <= {"exited"}:
             self._begin_shutdown("every worker has completed", 0, now)
         elif states <= {"exited", "failed", "waiting"}:

@@ -6,8 +6,6 @@ strategy.py, orders of persons in core.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from smartipc.ipc.control import ExitFacts
@@ -24,14 +22,12 @@ class Ends:
 
     Args:
         lives: whose.
-        jitter: returns a number in [0, 1); drawn once per failure.
     """
 
-    def __init__(self, lives: Lives, jitter: Callable[[], float]) -> None:
+    def __init__(self, lives: Lives) -> None:
         self.lives = lives
         self.fatal: str | None = None
         """The first instance or group that failed for good and takes the app with it."""
-        self._jitter = jitter
 
     def __repr__(self) -> str:
         return f"<Ends of {self.lives!r}>"
@@ -50,11 +46,41 @@ class Ends:
         if slot.going_down:
             self.lives.move(slot, "stop", now, f"{slot.going_down}; it ended before it was told")
             slot.going_down = ""
-        if slot.state == "stopping":
+        current = self.lives.slots.get(instance)
+        if slot is not current:
+            self._on_end_beside(slot, current, cause, exit_, now)
+        elif slot.state == "stopping":
             self._on_planned_end(slot, cause, exit_, now)
+        elif slot.successor is not None:
+            self._on_end_while_replaced(slot, cause, exit_, now)
         else:
             self._on_unplanned_end(slot, cause, exit_, now)
-            slot.pid = None
+        slot.pid = None
+
+    def _on_end_beside(self, slot: Slot, current: Slot | None, cause: str, exit_: ExitFacts, now: float) -> None:
+        """Deal with the end of a life that was replaced, or of one that was to replace another."""
+        self.lives.move(slot, "end" if slot.state == "stopping" else "give up", now, cause, exit_)
+        if slot in self.lives.leaving:
+            self.lives.leaving.remove(slot)
+        if current is None:
+            return
+        if current.successor is slot:
+            current.successor, current.refused = None, cause
+        if slot.generation > current.last_exit_generation:
+            current.last_exit, current.last_exit_generation = exit_, slot.generation
+        self._settle_down(current)
+
+    def _on_end_while_replaced(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
+        """Let the replacement take over at once; the end counts as planned, as it was about to be."""
+        successor = self.lives.take_over(slot)
+        taken = f"{cause}; generation {successor.generation}, which was to replace it, takes over"
+        self.lives.move(slot, "stop", now, taken)
+        self.lives.move(slot, "end", now, cause, exit_)
+
+    def _settle_down(self, slot: Slot) -> None:
+        """Answer those who wait for its end once no life of it is left."""
+        if slot.state == "stopped" and self.lives.alone(slot.instance):
+            self.lives.answers.settle(slot.instance, "down", "")
 
     def _on_planned_end(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         self.lives.move(slot, "end", now, cause, exit_)
@@ -66,7 +92,7 @@ class Ends:
                 slot, now, (slot.awaits.rpartition(":")[0],), f"restarts together with {slot.awaits}"
             )
         else:
-            self.lives.answers.settle(slot.instance, "down", "")
+            self._settle_down(slot)
 
     def _on_unplanned_end(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         restart = slot.spec.restart
@@ -87,7 +113,9 @@ class Ends:
         restart = slot.spec.restart
         if slot.steady_since is not None and now - slot.steady_since >= restart.reset_after:
             slot.attempt = 0
-        delay = backoff.delay(restart, slot.attempt + 1, self._jitter())
+        delay = backoff.delay(restart, slot.attempt + 1, self.lives.jitter())
+        if slot.spec.spares and not slot.attempt:
+            delay = 0.0  # a warm process waits for this; if it fails as well, the delays begin
         reaction = self.lives.groups.react(slot.spec.name, now + delay)
         if reaction.spent:
             group = self.lives.groups[reaction.spent]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from smartipc.ipc.control import ExitFacts
+from smartipc.supervisor.core.spec import AppSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,16 @@ class Extended:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How many requests it has served, and how many bytes it uses, as far as somebody wants to know."""
+
+    instance: str
+    generation: int
+    requests: int | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The process is gone and reaped, its group swept."""
 
@@ -123,6 +134,30 @@ class ResetOrdered:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadOrdered:
+    """A person wants these instances replaced one after the other, each new life ready before the old one ends."""
+
+    instances: tuple[str, ...]
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOrdered:
+    """A person wants so many instances of these workers."""
+
+    counts: tuple[tuple[str, int], ...]
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyOrdered:
+    """The configuration has changed. Whoever orders this has checked that plan.diff refuses nothing."""
+
+    spec: AppSpec
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AppStart:
     """Begin: start every worker in dependency order."""
 
@@ -138,6 +173,7 @@ class ShutdownOrdered:
 
 
 Fact: TypeAlias = (
-    Spawned | SpawnFailed | Started | BecameReady | Beat | Probed | Unwell | Extended | Exited
-    | StartOrdered | StopOrdered | RestartOrdered | ResetOrdered | AppStart | ShutdownOrdered
+    Spawned | SpawnFailed | Started | BecameReady | Beat | Probed | Unwell | Extended | Measured | Exited
+    | StartOrdered | StopOrdered | RestartOrdered | ResetOrdered | ReloadOrdered | ScaleOrdered | ApplyOrdered
+    | AppStart | ShutdownOrdered
 )  # fmt: skip

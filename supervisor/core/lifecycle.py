@@ -6,12 +6,15 @@ the app as a whole, in core.py, which owns the one instance of `Lives` and is al
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from smartipc.ipc.control import ExitFacts, State
+from smartipc.supervisor.core import exits
 from smartipc.supervisor.core.answers import Answers
 from smartipc.supervisor.core.budget import Budget
 from smartipc.supervisor.core.facts import Beat, BecameReady, Spawned, Started
 from smartipc.supervisor.core.ordering import Ordering
-from smartipc.supervisor.core.orders import Abort, Announce, Kill, Order, Spawn, Stop
+from smartipc.supervisor.core.orders import Abort, Announce, Forget, Kill, Order, Spawn, Stop
 from smartipc.supervisor.core.slot import Slot, Then
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.core.states import LIVING, Step, follow
@@ -33,13 +36,16 @@ class Lives:
         ValueError: the dependencies of the spec go round in a circle.
     """
 
-    def __init__(self, spec: AppSpec) -> None:
+    def __init__(self, spec: AppSpec, jitter: Callable[[], float]) -> None:
         self.slots = {slot.instance: slot for worker in spec.workers for slot in _slots(worker)}
         self.ordering = Ordering(spec)
         self.groups = Groups(spec)
         self.answers = Answers()
         self.orders: list[Order] = []
         """What is to be done, in sequence, until core.py hands it out."""
+        self.leaving: list[Slot] = []
+        """Lives whose place another one has taken; they are stopping."""
+        self.jitter = jitter
 
     def __repr__(self) -> str:
         return f"<Lives {', '.join(f'{slot.instance} {slot.state}' for slot in self.slots.values())}>"
@@ -47,7 +53,12 @@ class Lives:
     @property
     def any_living(self) -> bool:
         """Whether any process is, or may be, there."""
-        return any(slot.state in LIVING for slot in self.slots.values())
+        return any(slot.state in LIVING for slot in self.everyone())
+
+    def everyone(self) -> tuple[Slot, ...]:
+        """Return all that may live: the current lives, those that are to replace them, and those that were replaced."""
+        successors = [slot.successor for slot in self.slots.values() if slot.successor is not None]
+        return (*self.slots.values(), *successors, *self.leaving)
 
     def states(self) -> dict[str, State]:
         """Return the states as dependents see them: what is about to go down satisfies nobody any more."""
@@ -55,7 +66,7 @@ class Lives:
 
     def on_time(self, now: float) -> None:
         """Do what is due."""
-        for slot in self.slots.values():
+        for slot in self.everyone():
             if slot.kill_at is not None and now >= slot.kill_at:
                 self._kill(slot, now)
             if slot.start_by is not None and now >= slot.start_by:
@@ -96,9 +107,83 @@ class Lives:
             cause = f"{cause}; {count}" if cause else count
         elif slot.then == "group":
             slot.restarts += 1
+        self._begin(slot, now, cause)
+
+    def _begin(self, slot: Slot, now: float, cause: str) -> None:
         slot.begin_life(now)
+        if slot.spec.recycle is not None:
+            slot.share = 1 + slot.spec.recycle.jitter * (2 * self.jitter() - 1)
         self.move(slot, "spawn", now, cause)
         self.orders.append(Spawn(slot.instance, slot.generation))
+
+    # side by side
+
+    def replace(self, slot: Slot, now: float, cause: str) -> None:
+        """Start a life that is to take the place of one that serves."""
+        self._begin(slot.follower(), now, f"{cause}: replaces generation {slot.generation}")
+
+    def promote(self, slot: Slot, now: float, cause: str) -> None:
+        """Let the replacement take over; the old life is told to stop, and drains."""
+        successor = slot.hand_over()
+        self.slots[slot.instance] = successor
+        self.leaving.append(slot)
+        slot.going_down = ""
+        self._tell(slot, now, f"{cause}: replaced by generation {successor.generation}", None)
+        self.answers.settle(slot.instance, "up", "")
+
+    def take_over(self, slot: Slot) -> Slot:
+        """Let the replacement take over from a life that has just ended, however far it is."""
+        successor = self.slots[slot.instance] = slot.hand_over()
+        return successor
+
+    def alone(self, instance: str) -> bool:
+        """Tell whether no other life of the slot is there than its current one."""
+        slot = self.slots.get(instance)
+        return (slot is None or slot.successor is None) and not any(one.instance == instance for one in self.leaving)
+
+    def is_up(self, slot: Slot) -> bool:
+        """Tell whether a start has nothing to wait for."""
+        if slot.going_down:
+            return False
+        return slot.state == "ready" or (slot.state == "running" and slot.start_by is None and not slot.failing)
+
+    @staticmethod
+    def last_words(slot: Slot) -> str:
+        """Return how the last life of the slot ended."""
+        return exits.describe(slot.last_exit) if slot.last_exit is not None else "how is not known"
+
+    # another spec
+
+    def respec(self, spec: AppSpec) -> None:
+        """Take over a changed spec: slots for all of its instances, in its order. Who is not in it is left to go."""
+        groups = Groups(spec)
+        groups.adopt(self.groups)
+        self.groups, self.ordering = groups, Ordering(spec, self.ordering)
+        old = dict(self.slots)
+        self.slots.clear()
+        for worker in spec.workers:
+            for slot in _slots(worker):
+                slot = old.pop(slot.instance, slot)  # noqa: PLW2901 - the one that is there already
+                for one in (slot, slot.successor):
+                    if one is not None:
+                        one.spec = worker
+                slot.budget.limit(worker.restart.max_restarts, worker.restart.window)
+                self.slots[slot.instance] = slot
+            for one in self.leaving:
+                if one.spec.name == worker.name:
+                    one.spec = worker
+        self.slots.update(old)
+
+    def drop_removed(self, now: float) -> None:
+        """Let those vanish that are not wanted any more and are down."""
+        for slot in [one for one in self.slots.values() if one.removing]:
+            if slot.state not in LIVING and self.alone(slot.instance):
+                if slot.state != "stopped":
+                    self.move(slot, "stop", now, "it is removed")
+                del self.slots[slot.instance]
+                self.orders.append(Forget(slot.instance))
+                for aim in ("gone", "down"):
+                    self.answers.settle(slot.instance, aim, "")
 
     def release_waiting(self, now: float) -> None:
         """Spawn what has waited and need not wait any more."""
@@ -154,7 +239,7 @@ class Lives:
         slot.start_by = None
         slot.steady_since = slot.watch_from = now
         self.move(slot, "ready", now, cause)
-        if not slot.going_down:
+        if not slot.going_down and self.slots.get(slot.instance) is slot:
             self.answers.settle(slot.instance, "up", "")
 
     def on_beat(self, fact: Beat, now: float) -> None:
@@ -168,7 +253,7 @@ class Lives:
         slot.start_by = None
         if slot.state == "running" and not slot.spec.says_ready:
             # Many a target never says that it is ready: it runs, and who waits for it need not wait longer.
-            if not slot.going_down:
+            if not slot.going_down and self.slots.get(slot.instance) is slot:
                 self.answers.settle(slot.instance, "up", "")
             return
         what = "ready" if slot.state == "running" else "running"
@@ -222,6 +307,8 @@ class Lives:
         slot.group = slot.awaits = ""
         slot.next_restart_at = None
         slot.waiting_for = ()
+        if slot.successor is not None:
+            self.go_down(slot.successor, now, cause)
         if slot.state in LIVING:
             if slot.state != "stopping":
                 slot.going_down = cause
@@ -235,26 +322,29 @@ class Lives:
             now: monotonic seconds.
             latest: when they are killed at the latest, whatever their grace.
         """
-        wanted = [slot for slot in self.slots.values() if slot.going_down]
+        wanted = [slot for slot in self.everyone() if slot.going_down]
         if not wanted:
             return
         busy = {s.spec.name for s in self.slots.values() if s.going_down or s.state == "stopping"}
         for slot in wanted:
             if busy.isdisjoint(self.ordering.dependents(slot.spec.name)):
                 cause, slot.going_down = slot.going_down, ""
-                slot.start_by = None
-                grace = slot.spec.stop.timeout
-                # A kill that is already on its way (a hang) is not put off by being told to stop.
-                for by in (slot.kill_at, latest):
-                    grace = grace if by is None else max(0.0, min(grace, by - now))
-                slot.kill_at = now + grace
-                slot.failing = ""
-                self.move(slot, "stop", now, cause)
-                self.orders.append(Stop(slot.instance, slot.generation, grace, cause))
+                self._tell(slot, now, cause, latest)
+
+    def _tell(self, slot: Slot, now: float, cause: str, latest: float | None) -> None:
+        slot.start_by = None
+        grace = slot.spec.stop.timeout
+        # A kill that is already on its way (a hang) is not put off by being told to stop.
+        for by in (slot.kill_at, latest):
+            grace = grace if by is None else max(0.0, min(grace, by - now))
+        slot.kill_at = now + grace
+        slot.failing = ""
+        self.move(slot, "stop", now, cause)
+        self.orders.append(Stop(slot.instance, slot.generation, grace, cause))
 
     def kill_all(self, now: float, cause: str) -> None:
         """Kill whatever lives; its end is planned."""
-        for slot in self.slots.values():
+        for slot in self.everyone():
             if slot.state in LIVING:
                 if slot.state != "stopping":
                     slot.going_down = slot.failing = ""
@@ -291,11 +381,13 @@ class Lives:
         )
 
     def current(self, instance: str, generation: int) -> Slot | None:
-        """Return the slot if that generation is its living one; facts of others come too late."""
+        """Return the life if it is there; facts of others come too late."""
         slot = self.slots.get(instance)
-        if slot is None or slot.generation != generation or slot.state not in LIVING:
-            return None
-        return slot
+        if slot is not None and slot.generation != generation:
+            slot = slot.successor
+        if slot is None or slot.generation != generation:
+            slot = next((one for one in self.leaving if (one.instance, one.generation) == (instance, generation)), None)
+        return slot if slot is not None and slot.state in LIVING else None
 
 
 def _slots(worker: WorkerSpec) -> list[Slot]:

@@ -26,19 +26,21 @@ class Ordering:
 
     Args:
         spec: the app; every name in `depends_on` exists.
+        former: the order so far; it still holds for workers that are not in `spec` any more, while they go down.
 
     Raises:
         ValueError: the dependencies go round in a circle (the configuration refuses that with a better sentence).
     """
 
-    def __init__(self, spec: AppSpec) -> None:
+    def __init__(self, spec: AppSpec, former: Ordering | None = None) -> None:
         self._workers = {worker.name: worker for worker in spec.workers}
         needs = before(spec)
         cycle = find_cycle(needs)
         if cycle is not None:
             raise ValueError(f"dependencies go round in a circle: {' -> '.join(cycle)}")
         self._order = _sorted(needs)
-        self._dependents: dict[str, set[str]] = {name: set() for name in self._order}
+        self._dependents: dict[str, set[str]] = {} if former is None else former._dependents.copy()  # noqa: SLF001 - our own kind
+        self._dependents.update((name, set()) for name in self._order)
         for name in reversed(self._order):
             for need in needs[name]:
                 self._dependents[need] |= {name} | self._dependents[name]

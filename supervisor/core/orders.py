@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from smartipc.ipc.control import ExitFacts, State
 
@@ -46,8 +46,8 @@ class Kill:
 class Announce:
     """A transition happened: make it an event (SPEC 7) and update the directory that workers see.
 
-    `event` is "instance.state", "instance.hang" (from_state == to_state), "app.started" or "app.stopping" (both with
-    instance "").
+    `event` is "instance.state", "instance.hang" (from_state == to_state), or with instance "" one of "app.started",
+    "app.stopping", "worker.scaled" and "config.applied"; `details` are further members of the event.
     """
 
     event: str
@@ -60,6 +60,14 @@ class Announce:
     exit: ExitFacts | None = None
     attempt: int = 0
     next_restart_in: float | None = None
+    details: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The instance does not exist any more: take it out of the directory."""
+
+    instance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +85,4 @@ class EndApp:
     code: int
 
 
-Order: TypeAlias = Spawn | Stop | Abort | Kill | Announce | Answer | EndApp
+Order: TypeAlias = Spawn | Stop | Abort | Kill | Announce | Forget | Answer | EndApp

@@ -48,11 +48,19 @@ class Slot:
     budget: Budget
     state: State = "stopped"
     generation: int = 0
+    latest: int = 0
+    """The last generation that was handed out; that of a replacement which failed is not used again."""
     since: float = 0.0
     restarts: int = 0
     attempt: int = 0
     last_exit: ExitFacts | None = None
     last_exit_generation: int = 0
+    removing: bool = False
+    """It is not wanted any more, and vanishes once it is down."""
+    successor: Slot | None = None
+    """The life that is to take its place, while it starts side by side with this one."""
+    refused: str = ""
+    """Why the last successor did not come to be."""
 
     # between two lives
     waiting_for: tuple[str, ...] = ()
@@ -86,10 +94,18 @@ class Slot:
     """Its silence was noticed too late to be believed; the next time it is."""
     last_beat_at: float | None = None
     health: Health = field(default_factory=Health)
+    share: float = 1.0
+    """By how much the limits of its recycling differ for this life."""
+    wants_recycling: str = ""
+    """Why it must be recycled, until that has begun."""
+    recycling: bool = False
+    not_before: float = 0.0
+    """The earliest moment of its next recycling, after one whose replacement failed."""
 
     def begin_life(self, now: float) -> None:
         """Forget the last life."""
-        self.generation += 1
+        self.latest += 1
+        self.generation = self.latest
         self.pid = self.kill_at = self.steady_since = self.last_beat_at = None
         self.start_by = now + self.spec.start_timeout
         self.failing = self.going_down = ""
@@ -98,6 +114,24 @@ class Slot:
         self.then = "stop"
         liveness = self.spec.liveness
         self.health = Health(liveness.failures, liveness.successes) if liveness is not None else Health()
+
+    def follower(self) -> Slot:
+        """Return a new life of the same slot, side by side with this one."""
+        successor = Slot(self.spec, self.number, self.instance, self.budget, latest=self.latest)
+        self.latest += 1
+        self.successor, self.refused = successor, ""
+        return successor
+
+    def hand_over(self) -> Slot:
+        """Give what belongs to the slot, rather than to this life of it, to the successor, and return that."""
+        successor = self.successor
+        assert successor is not None
+        self.successor = None
+        successor.latest = self.latest
+        successor.restarts, successor.attempt = self.restarts, 0
+        successor.last_exit, successor.last_exit_generation = self.last_exit, self.last_exit_generation
+        successor.removing = self.removing
+        return successor
 
     def view(self) -> InstanceView:
         """Return the frozen view."""
@@ -120,8 +154,17 @@ class Slot:
 
     def timers(self) -> list[float]:
         """Return every moment at which something is due."""
-        due = (self.next_restart_at, self.start_by, self.kill_at, self.hang_at())
+        due = (self.next_restart_at, self.start_by, self.kill_at, self.hang_at(), self.recycle_at())
         return [at for at in due if at is not None]
+
+    def recycle_at(self) -> float | None:
+        """Return when it is too old; None while nothing depends on that."""
+        recycle = self.spec.recycle
+        if recycle is None or recycle.age is None or self.recycling or self.steady_since is None:
+            return None
+        if self.state not in ("running", "ready") or self.going_down or self.removing:
+            return None
+        return max(self.not_before, self.steady_since + recycle.age * self.share)
 
     def hang_at(self) -> float | None:
         """Return when its silence counts as a hang; None while nobody watches."""

@@ -53,6 +53,16 @@ class StopSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RecycleSpec:
+    """When a life is replaced though it is well; None: never. Limits differ by up to `jitter` from life to life."""
+
+    age: float | None = None
+    requests: int | None = None
+    memory: int | None = None
+    jitter: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class LogsSpec:
     """Where output goes instead of the supervisor's own streams. "inherit": raw onto them, unprefixed.
 
@@ -101,6 +111,9 @@ class WorkerSpec:
     """Its own end may end its group: see GroupSpec.auto_shutdown."""
     heartbeat: HeartbeatSpec = HeartbeatSpec()
     stop: StopSpec = StopSpec()
+    recycle: RecycleSpec | None = None
+    spares: int = 0
+    """Warm processes kept ready; then the first restart of a failed instance has no delay."""
     concurrency: ConcurrencySpec = ConcurrencySpec()
     env: dict[str, str] = field(default_factory=dict)
     """Already merged: top env_file < top env < worker env_file < worker env. The inherited one is added by the host."""

@@ -99,11 +99,11 @@ class Groups:
                 self.clear(member)
 
     def adopt(self, old: Groups) -> None:
-        """Take over the restarts that another version of the spec has counted, as far as the limits are the same."""
+        """Take over the restarts that an earlier version of the spec has counted."""
         for name, group in self._groups.items():
-            before = old._groups.get(name)
-            if before is not None and (before.max_restarts, before.window) == (group.max_restarts, group.window):
+            if name in old._budgets:
                 self._budgets[name] = old._budgets[name]
+                self._budgets[name].limit(group.max_restarts, group.window)
 
 
 def start_edges(spec: AppSpec) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from smartipc.supervisor.host.life import Life
@@ -94,7 +94,7 @@ class Orphans:
             return None
         return found.get(b"SMARTIPC_INSTANCE", ""), found.get(b"SMARTIPC_GENERATION", "")
 
-    def owner(self, pid: int, lives: dict[str, Life]) -> Life | None:
+    def owner(self, pid: int, lives: Mapping[tuple[str, int], Life]) -> Life | None:
         """Return the life that a process belongs to: it is its main process, of its session, or marked as its own."""
         try:
             session = os.getsid(pid)
@@ -104,8 +104,9 @@ class Orphans:
             if pid == life.pid or (session and session == life.group):
                 return life
         marks = self._marks(pid)
-        life_of = lives.get(marks[0]) if marks is not None else None
-        return life_of if life_of is not None and marks == (life_of.instance, str(life_of.generation)) else None
+        if marks is None or not marks[1].isdigit():
+            return None
+        return lives.get((marks[0], int(marks[1])))
 
 
 def children(pid: int | str = "self") -> list[int]:

@@ -79,7 +79,7 @@ class ProcessHost:
         self._oom = OomWatch()
         self._starter = FunctionStarter(spec, folder, run_id)
         self._log_files = LogFiles()
-        self.lives: dict[str, Life] = {}
+        self.lives: dict[tuple[str, int], Life] = {}
         self.sockets = Sockets()
         self.others: set[int] = set()
         """Pids of children that are no lives but are looked after: hooks and probes."""
@@ -156,7 +156,7 @@ class ProcessHost:
         life.files = [file for file in files if file is not None]
         life.pipes = frozenset(os.fstat(read).st_ino for read, _, _ in reads)
         life.drains = [Drain(read, self._emitter(life, stream, file)) for read, stream, file in reads]
-        self.lives[instance] = life
+        self.lives[instance, generation] = life
         self._guard.add(life.group, worker.stop.timeout)
         self._loop.add_reader(life.pidfd, self._died, life)
         return life
@@ -334,8 +334,7 @@ class ProcessHost:
         os.close(life.pidfd)
         if life.sentinel is not None:
             functions.forget(life.process, facts.code)
-        if self.lives.get(life.instance) is life:
-            del self.lives[life.instance]
+        self.lives.pop((life.instance, life.generation), None)
         self._on_exit(life, self._complete(life, facts))
 
     def _complete(self, life: Life, facts: ExitFacts) -> ExitFacts:

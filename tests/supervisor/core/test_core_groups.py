@@ -429,7 +429,9 @@ def test_arithmetic(desk) -> None:
             it.core.spec, groups=(group("in", "a", "b", max_restarts=0), group("out", "x", "in", "y", max_restarts=7))
         )
     )
+    groups.clear("out")
+    groups.record("in", 5.0)
     changed.adopt(groups)
     assert repr(changed) == "<Groups in <Budget 1 of 0 in 60 s>, out <Budget 0 of 7 in 60 s>>"
-    groups.clear("out")
-    assert repr(groups) == "<Groups out <Budget 0 of 1 in 60 s>, in <Budget 0 of 0 in 60 s>>"
+    changed.clear("out")
+    assert repr(changed) == "<Groups in <Budget 0 of 0 in 60 s>, out <Budget 0 of 7 in 60 s>>"

@@ -206,9 +206,9 @@ def test_an_ordering_refuses_a_cycle() -> None:
 
 def test_an_order_is_answered_once_when_all_instances_have_a_result() -> None:
     answers = Answers()
-    answers.open(1, "up", ("a:0", "b:0"))
-    answers.open(2, "down", ("a:0",))
-    answers.open(0, "up", ("a:0",))
+    answers.open(1, dict.fromkeys(("a:0", "b:0"), "up"))
+    answers.open(2, dict.fromkeys(("a:0",), "down"))
+    answers.open(0, dict.fromkeys(("a:0",), "up"))
     answers.say(0, "a:0", "")
     assert answers.waits("up")
     answers.settle("a:0", "up", "")
@@ -219,5 +219,5 @@ def test_an_order_is_answered_once_when_all_instances_have_a_result() -> None:
     assert answers.collect() == []
     assert not answers.waits("up")
     assert repr(answers) == "<Answers 1 open>"
-    answers.open(3, "up", ())
+    answers.open(3, dict.fromkeys((), "up"))
     assert answers.collect() == [Answer(3, ())]

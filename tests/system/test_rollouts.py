@@ -1,0 +1,204 @@
+"""Reload, scaling and changed configurations with real processes and a real load: nobody notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit import App, wait_for
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+TARGETS = """
+import asyncio, os, time
+from smartipc import Method
+
+work = Method("pool.work", int, int)
+
+async def pool(ipc, answer=1):
+    if answer == "broken":
+        raise ValueError("broken by design")
+    @ipc.handler(work)
+    async def _(number: int) -> int:
+        await asyncio.sleep(0.002)
+        return answer
+    await ipc.serve()
+
+def blocking(ipc):
+    @ipc.handler("work")
+    def _(number):
+        time.sleep(0.001)
+        return 1
+    ipc.serve()
+
+async def load(ipc, method="pool.work"):
+    done = failed = 0
+    async def one():
+        nonlocal done, failed
+        while not ipc.stopping:
+            try:
+                await ipc.request(method, 1, timeout=10)
+                done += 1
+            except Exception as error:
+                failed += 1
+                print(repr(error), flush=True)
+    @ipc.handler("counts")
+    def _(_):
+        return [done, failed]
+    tasks = [asyncio.ensure_future(one()) for _ in range(8)]
+    await ipc.serve()
+    await asyncio.gather(*tasks)
+"""
+
+TOP = "app: t\npython_path: [.]\n"
+
+
+@pytest.fixture
+def run(app: Callable[..., App], folder: Path) -> Callable[[str], App]:
+    (folder / "targets.py").write_text(TARGETS)
+    return lambda config: app(TOP + config)
+
+
+def counts(one: App) -> tuple[int, int]:
+    found = json.loads(one.ctl("request", "load.counts").stdout)
+    return found[0], found[1]
+
+
+def generations(one: App) -> dict[str, int]:
+    return {instance: row["generation"] for instance, row in sorted(one.status().items())}
+
+
+def pids(one: App) -> dict[str, Any]:
+    return {instance: row["pid"] for instance, row in one.status().items()}
+
+
+@pytest.mark.parametrize("target", ["pool", "blocking"])
+def test_five_reloads_and_scalings_under_load_fail_no_request(run: Callable[[str], App], target: str) -> None:
+    pool = f"pool: {{target: 'targets:{target}', instances: 2, ready: ipc}}"
+    one = run(f"workers:\n  {pool}\n  load: {{target: 'targets:load'}}\n")
+    one.wait_state("load:0", "ready")
+    wait_for(lambda: counts(one)[0] > 100, "the load flows")
+    for number in range(2, 7):
+        before = counts(one)[0]
+        found = one.ctl("reload", "pool", "--json")
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout) == {"results": {"pool:0": "", "pool:1": ""}}
+        assert generations(one) == {"load:0": 1, "pool:0": number, "pool:1": number}
+        wait_for(lambda: counts(one)[0] > before + 50, "the load goes on")  # noqa: B023
+    for count in (4, 1, 2):
+        found = one.ctl("scale", f"pool={count}")
+        assert found.returncode == 0, found.stderr
+        assert sum(name.startswith("pool") for name in one.status()) == count
+    assert counts(one)[1] == 0, one.ctl("logs", "load").stdout
+    assert generations(one)["pool:0"] == 6
+    scaled = [event for event in one.events() if event["event"] == "worker.scaled"]
+    assert [(event["worker"], event["from"], event["to"]) for event in scaled] == [
+        ("pool", 2, 4),
+        ("pool", 4, 1),
+        ("pool", 1, 2),
+    ]
+    assert all(row["restarts"] == 0 for row in one.status().values())
+
+
+def test_a_reload_that_fails_leaves_the_old_life(run: Callable[[str], App], folder: Path) -> None:
+    one = run("workers:\n  pool: {target: 'targets:pool', instances: 2, ready: ipc}\n")
+    one.wait_state("pool:0", "ready")
+    one.wait_state("pool:1", "ready")
+    before = pids(one)
+    (folder / "targets.py").write_text("this is no Python")
+    found = one.ctl("reload", "pool")
+    assert found.returncode == 1
+    assert "pool:0: its replacement failed" in found.stderr
+    assert "pool:1: not replaced" in found.stderr
+    assert pids(one) == before
+    assert one.ctl("request", "pool.work", "1").stdout.strip() == "1"
+
+
+def test_apply_restarts_only_what_changed(run: Callable[[str], App]) -> None:
+    def config(kwargs: str, instances: int, more: str = "") -> str:
+        return (
+            f"{TOP}workers:\n  pool: {{target: 'targets:pool', kwargs: {kwargs}, instances: {instances}, ready: ipc}}\n"
+            f"  keep: {{command: [sleep, '1000']}}\n{more}"
+        )
+
+    one = run(config("{answer: 1}", 2, "  old: {command: [sleep, '1000']}\n")[len(TOP) :])
+    for name in ("pool:0", "pool:1", "keep:0", "old:0"):
+        one.wait_state(name, "ready")
+    before = pids(one)
+    new = config("{answer: 2}", 3, "  new: {command: [sleep, '1000']}\n")
+    one.config.write_text(new)
+    dry = one.ctl("apply", "--dry-run")
+    assert dry.returncode == 0
+    assert dry.stdout.splitlines() == [
+        "- remove old: 1 instance",
+        "~ restart pool: kwargs",
+        "~ scale pool: 2 -> 3 instances",
+        "+ add new: 1 instance",
+    ]
+    assert pids(one) == before
+    one.config.write_text(new.replace("sleep, '1000'", "sleep, 1000"))
+    bad = one.ctl("--app", "t", "apply", str(one.config))
+    assert bad.returncode == 2
+    assert pids(one) == before
+    one.config.write_text(new)
+    done = one.ctl("apply", "--json")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["results"] == dict.fromkeys(("pool:0", "pool:1", "pool:2", "new:0", "old:0"), "")
+    assert outcome["config_generation"] == 2
+    after = pids(one)
+    assert set(after) == {"pool:0", "pool:1", "pool:2", "keep:0", "new:0"}
+    assert after["keep:0"] == before["keep:0"]
+    assert after["pool:0"] != before["pool:0"]
+    assert one.ctl("request", "pool.work", "1").stdout.strip() == "2"
+    assert json.loads(one.ctl("status", "--json").stdout)["config_generation"] == 2
+    assert [event["config_generation"] for event in one.events() if event["event"] == "config.applied"] == [2]
+
+
+def test_sighup_applies_the_file_and_survives_an_invalid_one(run: Callable[[str], App]) -> None:
+    one = run("workers:\n  a: {command: [sleep, '1000']}\n")
+    one.wait_state("a:0", "ready")
+    one.config.write_text(f"{TOP}workers: {{a: 1}}\n")
+    os.kill(one.pid, signal.SIGHUP)
+    wait_for(lambda: "SIGHUP: nothing was changed" in one.err.read_text(), "the invalid file is refused")
+    one.config.write_text(f"{TOP}workers:\n  a: {{command: [sleep, '1000']}}\n  b: {{command: [sleep, '1000']}}\n")
+    os.kill(one.pid, signal.SIGHUP)
+    one.wait_state("b:0", "ready")
+    assert generations(one) == {"a:0": 1, "b:0": 1}
+
+
+def test_signal_reset_and_graph(run: Callable[[str], App]) -> None:
+    one = run(
+        "workers:\n"
+        "  a: {command: [sh, -c, 'trap \"echo got it\" USR1; while :; do sleep 0.1; done']}\n"
+        "  b: {command: [sleep, '1000'], instances: 2, depends_on: {a: started}}\n"
+        "  c: {command: ['false'], restart: {policy: never}}\n"
+        "groups:\n  g: {members: [a, b], strategy: one-for-all}\n"
+    )
+    one.wait_state("b:1", "ready")
+    one.wait_state("c:0", "failed")
+    assert one.ctl("signal", "a", "usr1").returncode == 0
+    wait_for(lambda: "got it" in one.ctl("logs", "a").stdout, "the signal arrives")
+    assert one.ctl("signal", "c", "USR1").returncode == 1
+    assert one.ctl("signal", "a", "NOPE").returncode == 2
+    assert one.ctl("signal", "nobody", "HUP").returncode == 4
+    assert one.ctl("reset", "c").returncode == 0
+    assert one.ctl("scale", "b=0").returncode == 2
+    assert one.ctl("scale", "nobody=2").returncode == 4
+    assert one.ctl("graph").stdout.splitlines() == [
+        "t",
+        "├── g (one-for-all)",
+        "│   ├── a: ready",
+        "│   └── b: 2 ready <- a started",
+        "└── c: failed",
+    ]
+    found = json.loads(one.ctl("graph", "--json").stdout)
+    assert [worker["name"] for worker in found["workers"]] == ["a", "b", "c"]
+    assert found["groups"] == [{"name": "g", "members": ["a", "b"], "strategy": "one-for-all", "group": None}]
+    assert one.ctl("stop", "g").returncode == 0
+    assert {row["state"] for name, row in one.status().items() if name[0] in "ab"} == {"stopped"}
