@@ -36,6 +36,8 @@ from smartipc.ipc.protocol.events import (
     Event,
     GoodbyeReceived,
     MessageReceived,
+    MessagesReceived,
+    NotifiesReceived,
     NotifyReceived,
     Opened,
     PongReceived,
@@ -67,6 +69,8 @@ _OVERLOADED = Fault(8, "Overloaded", "too many requests in flight", retryable=Tr
 _DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True, processed=0)
 _RESPONSE = int(Kind.RESPONSE)
 _REQUEST = int(Kind.REQUEST)
+_NOTIFY = int(Kind.NOTIFY)
+_MSG = int(Kind.MSG)
 _KNOWN = frozenset(int(kind) for kind in Kind) - RESERVED
 _MORE = int(Flag.MORE)
 _IGNORABLE = int(Flag.IGNORABLE)
@@ -82,7 +86,9 @@ _EXPECTED = {
 }
 """Kinds that may come before the handshake is over, by our role and whether HELLO and WELCOME are exchanged."""
 _CACHE = 1024
-"""Encoded request heads that are kept; the table is emptied when it is full."""
+"""Heads of requests that are kept, encoded and decoded ones; a table is emptied when it is full."""
+_CACHED_HEAD = 128
+"""Bytes of the largest received head that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,7 @@ class Connection:
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
         self._heads: dict[tuple[str, int, int], bytes] = {}
+        self._read_heads: dict[bytes, heads.RequestHead] = {}
         self._preface_due = True
         self._preface_sent = False
         self._handshake_by: float | None = None
@@ -172,7 +179,9 @@ class Connection:
             Kind.ERROR: self._on_error,
             Kind.CANCEL: self._on_cancel,
             Kind.NOTIFY: self._on_notify,
+            Kind.NOTIFY_BATCH: self._on_notifies,
             Kind.MSG: self._on_message,
+            Kind.MSG_BATCH: self._on_messages,
             Kind.ACK: self._on_ack,
             Kind.OPEN: self.streams.on_open,
             Kind.CREDIT: self.streams.on_credit,
@@ -241,7 +250,12 @@ class Connection:
         """Whether data_to_send has something."""
         return bool(self._out) if self._held is None else bool(self._held)
 
-    def data_to_send(self) -> list[bytes]:
+    @property
+    def queued(self) -> int:
+        """Payload bytes of small messages that wait for data_to_send: past some thousands, do not wait for more."""
+        return self._out.queued
+
+    def data_to_send(self) -> list[bytes | bytearray]:
         """Hand out what to write, control frames first, then whole frames, then at most one piece of a large one.
 
         Call again while `has_data` and the transport takes more, so that new control frames overtake large ones.
@@ -299,12 +313,7 @@ class Connection:
         self._check(len(payload))
         milliseconds = max(1, int(timeout * 1000))
         if headers is None:
-            key = (method, milliseconds, attempt)
-            head = self._heads.get(key)
-            if head is None:
-                if len(self._heads) >= _CACHE:
-                    self._heads.clear()
-                head = self._heads[key] = heads.encoder.encode(heads.RequestHead(method, milliseconds, attempt))
+            head = self._cached(method, milliseconds, attempt)
         else:
             head = self._head(heads.RequestHead(method, milliseconds, attempt, headers))
         ident = self._calls.add(now + timeout)
@@ -322,7 +331,11 @@ class Connection:
             LocalProtocolError: as request.
         """
         self._check(len(payload))
-        self._out.add(Kind.NOTIFY, 0, self._head(heads.RequestHead(method, 0, 1, headers)), payload, key="notify")
+        if headers is None:
+            self._out.join(_NOTIFY, 0, self._cached(method, 0, 1), payload, key="notify")
+        else:
+            head = self._head(heads.RequestHead(method, 0, 1, headers))
+            self._out.add(_NOTIFY, 0, head, payload, key="notify")
 
     def publish(
         self,
@@ -342,7 +355,10 @@ class Connection:
         """
         self._check(len(payload))
         head = self._head(heads.MessageHead(topic, headers, stamp > 0, stamp, sequence))
-        self._out.add(Kind.MSG, number, head, payload, key=number)
+        if headers is None and not stamp and not sequence:
+            self._out.join(_MSG, number, head, payload, key=number)
+        else:
+            self._out.add(_MSG, number, head, payload, key=number)
 
     def consumed(self, number: int, count: int) -> None:
         """Queue that `count` messages in all of our subscription `number` are consumed."""
@@ -419,9 +435,11 @@ class Connection:
                 del calls[ident]
                 events.append(ReplyReceived(ident, bytes(data[body + head_size : stop])))
                 continue
-            self._dispatch(
-                kind, flags, ident, bytes(data[body : body + head_size]), data[body + head_size : stop], now, events
-            )
+            at = body + head_size
+            if kind == _REQUEST and not flags and not halves:
+                self._on_request(ident, bytes(data[body:at]), bytes(data[at:stop]), now, events)
+                continue
+            self._dispatch(kind, flags, ident, bytes(data[body:at]), data[at:stop], now, events)
             if self.state is ConnectionState.CLOSED:
                 return
         if offset < end:
@@ -573,6 +591,7 @@ class Connection:
         self.features = frozenset(features)
         self._known = _KNOWN.union(*(FEATURES.get(name, ()) for name in features))
         self.streams.negotiated = "streams" in self.features
+        self._out.batching = "batch" in self.features
         self.streams.message_limit = self._message_limit
         self._handshake_by = None
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
@@ -620,7 +639,13 @@ class Connection:
     def _on_request(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         if self._calls.owns(ident) or ident in self._serving or ident == 0:
             raise RemoteProtocolError(f"request id {ident} is not the peer's to use")
-        fields = heads.decode(head, heads.RequestHead)
+        fields = self._read_heads.get(head)
+        if fields is None:
+            fields = heads.decode(head, heads.RequestHead)
+            if fields.headers is None and len(head) <= _CACHED_HEAD:
+                if len(self._read_heads) >= _CACHE:
+                    self._read_heads.clear()
+                self._read_heads[head] = fields
         refuse = self._refuse or (_OVERLOADED if len(self._serving) >= self.limits.inflight else None)
         if refuse is not None:
             self._answer_fault(ident, refuse)
@@ -662,6 +687,14 @@ class Connection:
         message = MessageReceived(ident, fields.topic, payload, fields.headers, now, fields.stamp, fields.sequence)
         events.append(message)
 
+    def _on_notifies(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        fields = heads.decode(head, heads.RequestHead)
+        events.append(NotifiesReceived(fields.method, payload, now))
+
+    def _on_messages(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
+        fields = heads.decode(head, heads.MessageHead)
+        events.append(MessagesReceived(ident, fields.topic, payload, now))
+
     def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         events.append(ConsumedReceived(ident, heads.decode(head, heads.AckHead).consumed))
 
@@ -678,6 +711,15 @@ class Connection:
         if len(encoded) > self.limits.head:
             raise FrameTooLarge(len(encoded), self.limits.head, "head")
         return encoded
+
+    def _cached(self, method: str, milliseconds: int, attempt: int) -> bytes:
+        key = (method, milliseconds, attempt)
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= _CACHE:
+                self._heads.clear()
+            head = self._heads[key] = self._head(heads.RequestHead(method, milliseconds, attempt))
+        return head
 
     def _control(self, kind: Kind, ident: int, head: msgspec.Struct) -> None:
         self._out.control.append(frame(kind, ident, heads.encoder.encode(head)))

@@ -38,6 +38,14 @@ class NotifyReceived(msgspec.Struct, frozen=True):
     received_at: float
 
 
+class NotifiesReceived(msgspec.Struct, frozen=True, gc=False):
+    """Several one-way messages to the same method, without headers; `payload` is a MessagePack array of theirs."""
+
+    method: str
+    payload: bytes
+    received_at: float
+
+
 class ReplyReceived(msgspec.Struct, frozen=True, gc=False):
     """Our call succeeded."""
 
@@ -74,6 +82,15 @@ class MessageReceived(msgspec.Struct, frozen=True):
     received_at: float
     stamp: int = 0
     sequence: int = 0
+
+
+class MessagesReceived(msgspec.Struct, frozen=True, gc=False):
+    """Several messages for one subscription, alike but for their payloads; `payload` is a MessagePack array of these."""
+
+    number: int
+    topic: str
+    payload: bytes
+    received_at: float
 
 
 class ConsumedReceived(msgspec.Struct, frozen=True, gc=False):
@@ -155,11 +172,13 @@ Event: TypeAlias = (
     Opened
     | RequestReceived
     | NotifyReceived
+    | NotifiesReceived
     | ReplyReceived
     | ErrorReceived
     | CallExpired
     | CancelReceived
     | MessageReceived
+    | MessagesReceived
     | ConsumedReceived
     | OpenReceived
     | StreamEvent

@@ -16,7 +16,7 @@ from smartipc.ipc.wire.limits import Limits
 MINOR = 0
 """Newest minor version that is spoken here; the oldest is 0."""
 
-FEATURES: tuple[str, ...] = ("streams",)
+FEATURES: tuple[str, ...] = ("streams", "batch")
 """Optional parts of the protocol that are built: not yet "buffers"."""
 
 

@@ -1,7 +1,8 @@
 """What waits to be sent, in three lanes: control first, then whole frames, then pieces of large messages.
 
 Large payloads are cut here, at most `ACTIVE` of them interleaved; streams cut their own and take turns with them.
-Messages of one order key (a subscription, the notifies) never overtake each other. No meaning of frames lives here.
+Messages of one order key (a subscription, the notifies) never overtake each other. One-way messages that differ only
+in their payloads share a frame while they wait, once the peer takes such frames. No meaning of frames lives here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from smartipc.ipc.wire.frames import HEADER, Flag, frame
+from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, BATCHES, HEADER, HEADER_SIZE, Flag, frame
 
 ACTIVE = 8
 """Large messages cut in turn at a time; below the receiver's bound on half-received ones."""
@@ -64,11 +65,23 @@ class _Bulk:
 class Outbox:
     """Frames to send. `unwritten` holds the ids of requests of which nothing has been handed out yet."""
 
-    __slots__ = ("_bulk", "_chunk", "_keys", "control", "normal", "unwritten", "unwritten_bulk")
+    __slots__ = (
+        "_batch", "_bulk", "_chunk", "_count", "_keys", "_kin", "_lone", "batching", "control", "normal", "queued",
+        "unwritten", "unwritten_bulk",
+    )  # fmt: skip
 
     def __init__(self, chunk: int) -> None:
-        self.control: list[bytes] = []
-        self.normal: list[bytes] = []
+        self.control: list[bytes | bytearray] = []
+        self.normal: list[bytes | bytearray] = []
+        self.queued = 0
+        """Payload bytes of whole frames that wait."""
+        self.batching = False
+        """Whether the peer takes batches."""
+        self._batch: bytearray | None = None
+        self._count = 0
+        self._kin: tuple[int, int, bytes] | None = None
+        """What the last frame of `normal` may be joined by; only while it is the last."""
+        self._lone = b""
         self.unwritten: set[int] = set()
         self.unwritten_bulk: set[int] = set()
         self._bulk: deque[Source] = deque()
@@ -83,13 +96,49 @@ class Outbox:
 
     def add(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object = None) -> bool:
         """Queue a message, cut if it is large; return whether it went to the lane of large ones."""
-        if len(payload) <= self._chunk and not (self._keys and key in self._keys):
-            self.normal.append(frame(kind, ident, head, payload))
+        self._kin = None
+        if self._batch is not None:
+            self._seal()
+        size = len(payload)
+        if size <= self._chunk and not (self._keys and key in self._keys):
+            self.normal.append(HEADER.pack(len(head) + size, kind, 0, len(head), ident) + head + payload)
+            self.queued += size
             return False
         self._bulk.append(_Bulk(kind, ident, head, payload, self._chunk, key))
         if key is not None:
             self._keys[key] = self._keys.get(key, 0) + 1
         return True
+
+    def join(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object) -> None:
+        """Queue a one-way message: in one frame with those before it that differ from it only in their payloads."""
+        kin = (kind, ident, head)
+        if kin != self._kin or len(payload) + self.queued > self._chunk:
+            large = self.add(kind, ident, head, payload, key=key)
+            if self.batching and not large:
+                self._kin = kin
+                self._lone = payload
+            return
+        batch = self._batch
+        if batch is None:
+            self.normal.pop()
+            batch = self._batch = bytearray(HEADER.pack(0, BATCHES[kind], 0, len(head), ident))
+            batch += head
+            batch += ARRAY.pack(ARRAY_MARK, 0)
+            batch += self._lone
+            self.normal.append(batch)
+            self._count = 1
+        batch += payload
+        self._count += 1
+        self.queued += len(payload)
+
+    def _seal(self) -> None:
+        """Let no more messages join the batch."""
+        batch = self._batch
+        self._batch = self._kin = None
+        assert batch is not None
+        _size, kind, _flags, head_size, ident = HEADER.unpack_from(batch)
+        HEADER.pack_into(batch, 0, len(batch) - HEADER_SIZE, kind, 0, head_size, ident)
+        ARRAY.pack_into(batch, HEADER_SIZE + head_size, ARRAY_MARK, self._count)
 
     def drop(self, kind: int, ident: int) -> bool:
         """Forget a message, or the rest of a large one; return whether any of it had been handed out."""
@@ -116,10 +165,14 @@ class Outbox:
         """Ask a source for no more; it must be here."""
         self._bulk.remove(source)
 
-    def take(self) -> list[bytes]:
+    def take(self) -> list[bytes | bytearray]:
         """Hand out everything small, or one round of pieces behind it."""
         out = self.control
         if self.normal:
+            if self._batch is not None:
+                self._seal()
+            self._kin = None
+            self.queued = 0
             out += self.normal
             self.normal = []
             self.unwritten.clear()
@@ -162,5 +215,7 @@ class Outbox:
         """Forget everything that waits."""
         self.control.clear()
         self.normal.clear()
+        self.queued = 0
+        self._batch = self._kin = None
         self._bulk.clear()
         self._keys.clear()

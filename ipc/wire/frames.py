@@ -36,6 +36,7 @@ class Kind(IntEnum):
     ERROR = 0x12
     CANCEL = 0x13
     NOTIFY = 0x15
+    NOTIFY_BATCH = 0x16
     OPEN = 0x20
     DATA = 0x21
     CREDIT = 0x22
@@ -43,6 +44,7 @@ class Kind(IntEnum):
     RESET = 0x24
     MSG = 0x34
     ACK = 0x35
+    MSG_BATCH = 0x36
     FD_ACK = 0x42
     BUFFER_RELEASE = 0x43
 
@@ -63,6 +65,7 @@ but is put together by the streams, which count its pieces against their windows
 
 FEATURES: dict[str, frozenset[Kind]] = {
     "streams": frozenset({Kind.OPEN, Kind.DATA, Kind.CREDIT, Kind.STOP, Kind.RESET}),
+    "batch": frozenset({Kind.NOTIFY_BATCH, Kind.MSG_BATCH}),
 }
 """Kinds that a peer may use once the feature is negotiated."""
 
@@ -74,6 +77,8 @@ RESERVED = frozenset(
         Kind.CREDIT,
         Kind.STOP,
         Kind.RESET,
+        Kind.NOTIFY_BATCH,
+        Kind.MSG_BATCH,
         Kind.FD_ACK,
         Kind.BUFFER_RELEASE,
     }
@@ -84,3 +89,12 @@ RESERVED = frozenset(
 def frame(kind: int, ident: int, head: bytes = b"", payload: bytes = b"", flags: int = 0) -> bytes:
     """Return one whole frame."""
     return HEADER.pack(len(head) + len(payload), kind, flags, len(head), ident) + head + payload
+
+
+ARRAY = struct.Struct(">BI")
+"""How a batch's payload begins: MessagePack's marker of an array with a 32-bit count, always in this long form."""
+
+ARRAY_MARK = 0xDD
+
+BATCHES: dict[int, int] = {Kind.NOTIFY: Kind.NOTIFY_BATCH, Kind.MSG: Kind.MSG_BATCH}
+"""Kinds of which several that differ only in their payloads may share one frame, as a MessagePack array of these."""
