@@ -13,12 +13,12 @@ from smartipc.ipc import links
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.drivers.base import LinkHost, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, NoSuchWorker, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.routing import attempts, balance
-from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.transports.unix import UnixSocketTransport
 
 _LAST_WORDS = 0.05
@@ -27,6 +27,8 @@ _AT_ONCE = 3
 """Refusals in a row that are tried elsewhere without a pause."""
 DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
+_DIRECTS = 1024
+"""Methods whose only instance is remembered; the table is emptied when it is full."""
 
 
 class Caller:
@@ -46,6 +48,7 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] | None = None
         self._turn = 0
+        self._directs: dict[str, tuple[DirectoryState, Link, Entry]] = {}
         self._ending: set[Link] = set()
 
     def __repr__(self) -> str:
@@ -105,8 +108,12 @@ class Caller:
         headers: dict[str, str] | None = None,
         idempotent: bool = False,
         declared: tuple[type[BaseException], ...] = (),
+        resume: Resume | None = None,
     ) -> bytes:
         """Call an instance of the address's worker and return the reply's payload.
+
+        Args:
+            resume: the first attempt was made over a `direct` link and failed: go on from there.
 
         Raises:
             CallError: see Endpoint.request; declared errors as themselves.
@@ -114,15 +121,21 @@ class Caller:
         worker = worker_of(name)
         if to is not None:
             slot = pinned(worker, to, slot)
-        deadline = self._loop.time() + timeout
+        deadline = (self._loop.time() if resume is None else resume.began) + timeout
         attempt = 1
         refused = 0
         while True:
-            entry = await self._pick(name, worker, slot, key, deadline, timeout)
-            try:
-                return await self.call(
+            if resume is None:
+                entry = await self._pick(name, worker, slot, key, deadline, timeout)
+                outcome = self.call(
                     entry, name, encoded, deadline=deadline, headers=headers, attempt=attempt, declared=declared
                 )
+            else:
+                entry = resume.target
+                outcome = self._fail(resume.failure, entry, name, declared)
+                resume = None
+            try:
+                return await outcome
             except RequestTimeout as error:
                 raise RequestTimeout(timeout, method=name, instance=entry.instance, processed=error.processed) from None
             except (CallError, ConnectFailed) as error:
@@ -136,6 +149,26 @@ class Caller:
             refused = refused + 1 if decision == "again" else 0
             if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
                 await asyncio.sleep(attempts.BACKOFF)
+
+    def direct(self, name: str) -> tuple[Link, Entry] | None:
+        """Return the open link that a call with nothing special goes to now, if there is nothing to wait for."""
+        known = self._directs.get(name)
+        state = self._directory.state
+        if known is not None and known[0] is state and not known[1].closed:
+            return known[1], known[2]
+        worker = worker_of(name)
+        self._turn += 1
+        entry = balance.select(state, worker, outstanding=self.outstanding, turn=self._turn)
+        if not isinstance(entry, Entry):
+            return None
+        link = self.links.get((entry.instance, entry.generation))
+        if link is None or link.closed:
+            return None
+        if sum(one.ready for one in state.by_worker[worker]) == 1:
+            if len(self._directs) >= _DIRECTS:
+                self._directs.clear()
+            self._directs[name] = state, link, entry
+        return link, entry
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
         """Choose an instance, wait until it is ready, and return an open link to it.
@@ -195,16 +228,23 @@ class Caller:
         try:
             link = self.link_to(entry)
             return await link.call(method, payload, timeout=left, headers=headers, attempt=attempt)
-        except RemoteFault as fault:
-            error = fault.error(method=method, instance=entry.instance, declared=declared)
+        except (RemoteFault, ConnectionLost) as error:
+            failure: SmartIpcError = error
         except (ConnectFailed, BlockingIOError) as failed:
-            not_sent = ConnectionLost(
+            failure = ConnectionLost(
                 entry.instance, str(failed), method=method, instance=entry.instance, processed="no"
             )
-            error = await self._lost(not_sent, entry, method)
-        except ConnectionLost as lost:
-            error = await self._lost(lost, entry, method)
-        raise error
+        return await self._fail(failure, entry, method, declared)
+
+    async def _fail(
+        self, failure: SmartIpcError, entry: Entry, method: str, declared: tuple[type[BaseException], ...]
+    ) -> bytes:
+        """Raise what a link's failure means for the caller."""
+        if isinstance(failure, RemoteFault):
+            raise failure.error(method=method, instance=entry.instance, declared=declared)
+        if isinstance(failure, ConnectionLost):
+            raise await self._lost(failure, entry, method)
+        raise failure
 
     def _another_ready(self, worker: str, slot: int | None, lost: Entry) -> bool:
         """Tell whether the next attempt would go elsewhere: then it need not wait."""

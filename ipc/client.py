@@ -20,7 +20,7 @@ from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.drivers.base import QuietHost, RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import (
     AuthenticationFailed,
@@ -34,7 +34,14 @@ from smartipc.ipc.errors import (
 from smartipc.ipc.message import Peer
 from smartipc.ipc.opening import Opening
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import CancelReceived, Closed, GoodbyeReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.events import (
+    CancelReceived,
+    Closed,
+    GoodbyeReceived,
+    NotifiesReceived,
+    NotifyReceived,
+    RequestReceived,
+)
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
 from smartipc.ipc.publishing import Messages
@@ -219,17 +226,21 @@ class Line(QuietHost):
         headers: dict[str, str] | None = None,
         idempotent: bool = False,
         declared: tuple[type[BaseException], ...] = (),
+        resume: Resume | None = None,
     ) -> bytes:
         """Call the server; see Router."""
         _only_one(to, slot)
-        until = self._loop.time() + timeout
+        until = (self._loop.time() if resume is None else resume.began) + timeout
         attempt = 1
         while True:
-            link = await self._usable(name, until, timeout)
+            link = await self._usable(name, until, timeout) if resume is None else resume.target
             left = until - self._loop.time()
             if left <= 0:
                 raise RequestTimeout(timeout, method=name, processed="no" if attempt == 1 else "maybe")
             try:
+                if resume is not None:
+                    failure, resume = resume.failure, None
+                    raise failure
                 return await link.call(name, encoded, timeout=left, headers=headers, attempt=attempt)
             except RemoteFault as fault:
                 error = fault.error(method=name, instance=_peer(link), declared=declared)
@@ -243,9 +254,16 @@ class Line(QuietHost):
                 raise error
             if decision == "retry":
                 attempt += 1
-            if link is self.link and not link.closed:
+            if link is self.link and link is not None and not link.closed:
                 # It refuses new calls and will go, or its handler's own call was lost: either way a moment later.
                 await self.change(min(until, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
+
+    def direct(self, name: str) -> tuple[Link, Link] | None:  # noqa: ARG002 - there is one server
+        """Return the link if it can be used now; see Router."""
+        link = self.link
+        if link is None or link.closed or self._leaving or self.machine.state is not ClientState.CONNECTED:
+            return None
+        return link, link
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:  # noqa: ARG002 - see request
         """Return the link as soon as there is one; see Router."""
@@ -302,6 +320,10 @@ class Line(QuietHost):
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""
         self._handlers.on_notify(link, event)
+
+    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
+        """Serve them."""
+        self._handlers.on_notifies(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""

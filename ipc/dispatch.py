@@ -31,6 +31,8 @@ class Handler:
     wants_message: bool
     is_async: bool
     errors: tuple[type[BaseException], ...] = ()
+    plain: bool = False
+    """A `def` that takes only the payload: it can be called where the request was read."""
 
 
 class Registry:
@@ -69,7 +71,8 @@ class Registry:
             raise LocalProtocolError(f"method {name} has a handler already")
         codec.decoder_for(request)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-        handler = Handler(name, function, request, reply, positional == 2, is_async, tuple(errors))
+        plain = positional == 1 and not is_async
+        handler = Handler(name, function, request, reply, positional == 2, is_async, tuple(errors), plain)
         self.handlers[name] = handler
         return handler
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, cast, overload
 from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import RemoteFault, Resume
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
@@ -50,8 +51,19 @@ class Router(Protocol):
         headers: dict[str, str] | None = None,
         idempotent: bool = False,
         declared: tuple[type[BaseException], ...] = (),
+        resume: Resume | None = None,
     ) -> Awaitable[bytes]:
-        """Carry one call to its end, over all its attempts, and return the reply's payload."""
+        """Carry one call to its end, over all its attempts, and return the reply's payload.
+
+        With `resume` its first attempt was made over a `direct` link and has failed.
+        """
+        ...
+
+    def direct(self, name: str) -> tuple[Link, Any] | None:
+        """Return the open link that a call with nothing special goes to now, and a name for it in Resume.
+
+        None if there is anything to wait for, or to look at first: then `request` does it.
+        """
         ...
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
@@ -171,16 +183,31 @@ class Endpoint:
         """
         name, encoded = request_payload(method, payload)
         contract = method if isinstance(method, Method) else None
+        budget = _budget(contract, timeout)
+        resume: Resume | None = None
+        direct = self._router.direct(name) if to is None and slot is None and key is None else None
+        if direct is not None and not direct[0].closed:
+            link, target = direct
+            began = self._loop.time()
+            ident, future = link.begin(name, encoded, timeout=budget, headers=headers)
+            try:
+                return _decode(await future, contract, reply_type, name)
+            except (RemoteFault, RequestTimeout, ConnectionLost) as failure:
+                resume = Resume(target, failure, began)
+            except asyncio.CancelledError:
+                link.cancel(ident)
+                raise
         reply = await self._router.request(
             name,
             encoded,
-            timeout=_budget(contract, timeout),
+            timeout=budget,
             to=to,
             slot=slot,
             key=key,
             headers=headers,
             idempotent=contract is not None and contract.idempotent,
             declared=contract.errors if contract is not None else (),
+            resume=resume,
         )
         return _decode(reply, contract, reply_type, name)
 
@@ -202,6 +229,14 @@ class Endpoint:
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
         """
         name, encoded = request_payload(method, payload)
+        plain = to is None and slot is None and key is None and timeout is None and current_deadline.get() is None
+        direct = self._router.direct(name) if plain else None
+        if direct is not None and not direct[0].closed:
+            link = direct[0]
+            link.notify(name, encoded, headers=headers)
+            if link.congested:
+                await link.drained()
+            return
         contract = method if isinstance(method, Method) else None
         until = time.monotonic() + _budget(contract, timeout)
         while True:

@@ -24,6 +24,7 @@ from smartipc.ipc.protocol.events import (
     Closed,
     ConsumedReceived,
     MessageReceived,
+    NotifiesReceived,
     NotifyReceived,
     RequestReceived,
 )
@@ -44,6 +45,7 @@ class InstanceRouter:
 
     def __init__(self, caller: Caller, publisher: Publisher, hub: Hub) -> None:
         self.request = caller.request
+        self.direct = caller.direct
         self.reach = caller.reach
         self.broadcast = caller.broadcast
         self._publisher = publisher
@@ -204,6 +206,10 @@ class _Arrivals(QuietHost):
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""
         self.server.on_notify(link, event)
+
+    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
+        """Serve them."""
+        self.server.on_notifies(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""

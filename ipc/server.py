@@ -19,13 +19,13 @@ from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.drivers.base import QuietHost, RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.opening import Opening
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import CancelReceived, Closed, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.events import CancelReceived, Closed, NotifiesReceived, NotifyReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.publishing import Messages
 from smartipc.ipc.serving import Server
@@ -110,6 +110,9 @@ class Exchange(QuietHost):
 
     # Router
 
+    def direct(self, name: str) -> None:
+        """Return nothing: which client is meant must be looked at; see Router."""
+
     async def request(
         self,
         name: str,
@@ -122,6 +125,7 @@ class Exchange(QuietHost):
         headers: dict[str, str] | None = None,
         idempotent: bool = False,  # noqa: ARG002 - a client that comes back is another one: nothing is retried
         declared: tuple[type[BaseException], ...] = (),
+        resume: Resume | None = None,  # noqa: ARG002 - nothing is direct here
     ) -> bytes:
         """Call one client; see Router."""
         link, peer = self._link_of(name, to, slot, key)
@@ -198,6 +202,10 @@ class Exchange(QuietHost):
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""
         self.handlers.on_notify(link, event)
+
+    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
+        """Serve them."""
+        self.handlers.on_notifies(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""

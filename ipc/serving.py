@@ -10,19 +10,20 @@ import contextvars
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from smartipc.ipc import links
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Handler, Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import LinkHost
-from smartipc.ipc.errors import FrameTooLarge, Overloaded, RequestCancelled
+from smartipc.ipc.drivers.base import LinkHost, apart
+from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, RequestCancelled
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived
 from smartipc.ipc.transports.base import Listener
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
+from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
 
 log = logging.getLogger("smartipc.serving")
@@ -94,6 +95,10 @@ class Server:
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Start the handler, let it wait for a place, or refuse."""
+        known = self._registry.handlers.get(event.method)
+        if known is not None and known.plain and len(self._running) < self._launch.concurrency_running:
+            self._call(known, link, event)
+            return
         handler = self._registry.find(event.method)
         if isinstance(handler, Fault):
             link.fail(event.id, handler)
@@ -112,6 +117,27 @@ class Server:
         else:
             self._waiting = deque(item for item in self._waiting if item[1] is not link or item[2].id != ident)
 
+    def _call(self, handler: Handler, link: Link, event: RequestReceived) -> None:
+        """Run a plain handler here and now; whatever is unusual about the request is left to `_start`."""
+        deadline = event.deadline
+        if deadline is not None and self._loop.time() >= deadline:
+            self._start(handler, link, event)
+            return
+        try:
+            payload = codec.decode(event.payload, handler.request)
+        except InvalidPayload:
+            self._start(handler, link, event)
+            return
+        token = current_deadline.set(deadline)
+        try:
+            value = handler.function(payload)
+        except Exception as error:  # the boundary of the user's handler
+            self._failed(handler, link, event.id, error)
+            return
+        finally:
+            current_deadline.reset(token)
+        self._reply(handler, link, event.id, value)
+
     def _start(self, handler: Handler, link: Link, event: RequestReceived) -> None:
         sender = link.peer.name if link.peer else ""
         arguments = self._registry.arguments(handler, event, sender, self._loop.time())
@@ -126,7 +152,12 @@ class Server:
                     self._running[link, event.id] = task
                     task.add_done_callback(lambda _done: self._finished(link, event.id))
             else:
-                self._answer(handler, link, event.id, lambda: handler.function(*arguments))
+                try:
+                    value = handler.function(*arguments)
+                except Exception as error:  # the boundary of the user's handler
+                    self._failed(handler, link, event.id, error)
+                else:
+                    self._reply(handler, link, event.id, value)
         finally:
             current_deadline.reset(token)
 
@@ -142,14 +173,10 @@ class Server:
         except Exception as error:  # the boundary of the user's handler
             self._failed(handler, link, ident, error)
         else:
-            self._answer(handler, link, ident, lambda: value)
+            self._reply(handler, link, ident, value)
 
-    def _answer(self, handler: Handler, link: Link, ident: int, produce: Callable[[], Any]) -> None:
-        try:
-            reply = self._registry.reply(handler, produce())
-        except Exception as error:  # the boundary of the user's handler
-            self._failed(handler, link, ident, error)
-            return
+    def _reply(self, handler: Handler, link: Link, ident: int, value: Any) -> None:
+        reply = self._registry.reply(handler, value)
         if isinstance(reply, Fault):
             link.fail(ident, reply)
             return
@@ -181,10 +208,29 @@ class Server:
         if isinstance(arguments, Fault):
             log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
             return
+        if not handler.is_async:
+            _one_way_now(handler, arguments)
+            return
         task = _start_task(self._loop, _one_way(handler, arguments))
         if not task.done():
             self._notifies.add(task)
             task.add_done_callback(self._notifies.discard)
+
+    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
+        """Run the handler of one-way messages for each, in order."""
+        handler = self._registry.handlers.get(event.method)
+        if handler is not None and handler.plain:
+            payloads = codec.decode_all(event.payload, handler.request)
+            if payloads is not None:
+                function = handler.function
+                for payload in payloads:
+                    try:
+                        function(payload)
+                    except Exception:  # the boundary of the user's handler
+                        log.exception("handler of one-way message %s raised", handler.name)
+                return
+        for one in apart(event, link):
+            self.on_notify(link, NotifyReceived(event.method, one, None, event.received_at))
 
     # the end
 
@@ -215,11 +261,16 @@ class Server:
         self._listener = None
 
 
+def _one_way_now(handler: Handler, arguments: tuple[Any, ...]) -> None:
+    try:
+        handler.function(*arguments)
+    except Exception:  # the boundary of the user's handler
+        log.exception("handler of one-way message %s raised", handler.name)
+
+
 async def _one_way(handler: Handler, arguments: tuple[Any, ...]) -> None:
     try:
-        result = handler.function(*arguments)
-        if handler.is_async:
-            await result
+        await handler.function(*arguments)
     except Exception:  # the boundary of the user's handler
         log.exception("handler of one-way message %s raised", handler.name)
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
+from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
@@ -43,7 +44,7 @@ _STATE_INTERVAL = 0.1
 _LATEST_ONLY = frozenset({control.status_text.name, control.progress.name})
 
 
-class ControlClient:
+class ControlClient(QuietHost):
     """Speak with the supervisor over the pipe; implements routing.port.ControlPort.
 
     Args:

@@ -21,6 +21,8 @@ from smartipc.ipc.protocol.events import (
     Event,
     GoodbyeReceived,
     MessageReceived,
+    MessagesReceived,
+    NotifiesReceived,
     NotifyReceived,
     Opened,
     ReplyReceived,
@@ -34,6 +36,8 @@ READ_SIZE = 64 * 1024
 """Bytes of a read. Not more: above 128 KiB every `recv` maps and unmaps memory, which costs as much as a round trip."""
 READ_MORE = 256 * 1024
 """Bytes of the read after a full one: bulk is under way, and larger reads pay for their mapping."""
+BURST = 16 * 1024
+"""Bytes of small messages that are written without waiting for the end of the turn: the reader may start meanwhile."""
 HIGH_WATER = 1024 * 1024
 """Unsent bytes above which `drained` waits."""
 _IOV = 512
@@ -59,10 +63,11 @@ class Link:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._futures: dict[int, asyncio.Future[bytes]] = {}
-        self._unsent: list[bytes | memoryview] = []
+        self._unsent: list[bytes | bytearray | memoryview] = []
         self._unsent_bytes = 0
         self._writing = False
         self._in_batch = False
+        self._wrote = False
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -145,18 +150,30 @@ class Link:
             FrameTooLarge: the payload exceeds a limit.
             ConnectionLost: the link is closed; nothing was sent.
         """
+        ident, future = self.begin(method, payload, timeout=timeout, headers=headers, attempt=attempt)
+        future.add_done_callback(lambda done: self._settled(ident, done))
+        return future
+
+    def begin(
+        self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
+    ) -> tuple[int, asyncio.Future[bytes]]:
+        """Send a request as `call` does; whoever stops waiting for the future must `cancel` the id."""
         if self.closed:
             raise ConnectionLost(self._peer_name(), method=method, processed="no")
-        ident = self.connection.request(
-            method, payload, self._loop.time(), timeout=timeout, headers=headers, attempt=attempt
-        )
+        now = self._loop.time()
+        ident = self.connection.request(method, payload, now, timeout=timeout, headers=headers, attempt=attempt)
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._futures[ident] = future
-        future.add_done_callback(lambda done: self._settled(ident, done))
         self._push()
-        if self._timer is None or timeout < self._timer_at - self._loop.time():
+        if self._timer is None or now + timeout < self._timer_at:
             self._arm()
-        return future
+        return ident, future
+
+    def cancel(self, ident: int) -> None:
+        """Give up a request that was begun; ignored when it has an answer."""
+        if self._futures.pop(ident, None) is not None and not self.closed:
+            self.connection.cancel(ident)
+            self._push()
 
     def notify(self, method: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
         """Send a one-way message.
@@ -212,9 +229,14 @@ class Link:
             self.connection.goodbye(reason)
             self._push()
 
+    @property
+    def congested(self) -> bool:
+        """Whether more than HIGH_WATER bytes are unsent: whoever sends more should wait for `drained`."""
+        return self._unsent_bytes + self.connection.queued > HIGH_WATER
+
     async def drained(self) -> None:
         """Wait until less than HIGH_WATER bytes are unsent. Cancelling it loses nothing."""
-        while self._unsent_bytes > HIGH_WATER and not self.closed:
+        while self.congested and not self.closed:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._drain_waiters.append(waiter)
             await waiter
@@ -249,6 +271,7 @@ class Link:
         except OSError as error:
             self._deliver(self.connection.close(str(error)))
             return
+        self._wrote = False
         self._read_size = READ_MORE if len(data) >= READ_SIZE else READ_SIZE
         now = self._loop.time()
         events = self.connection.receive_data(data, now) if data else self.connection.receive_eof(now)
@@ -258,9 +281,18 @@ class Link:
 
     def _deliver(self, events: list[Event]) -> None:
         self._in_batch = True
+        futures, host = self._futures, self._host
         try:
             for event in events:
-                self._handle(event)
+                kind = type(event)
+                if kind is ReplyReceived:
+                    future = futures.pop(event.id, None)  # type: ignore[union-attr]
+                    if future is not None and not future.done():
+                        future.set_result(event.payload)  # type: ignore[union-attr]
+                elif kind is RequestReceived:
+                    host.on_request(self, event)  # type: ignore[arg-type]
+                else:
+                    self._handle(event)
         finally:
             self._in_batch = False
         if self.connection.has_data and not self._writing:
@@ -270,14 +302,12 @@ class Link:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case ReplyReceived():
-                future = self._futures.pop(event.id, None)
-                if future is not None and not future.done():
-                    future.set_result(event.payload)
-            case RequestReceived():
-                self._host.on_request(self, event)
             case MessageReceived():
                 self._host.on_message(self, event)
+            case MessagesReceived():
+                self._host.on_messages(self, event)
+            case NotifiesReceived():
+                self._host.on_notifies(self, event)
             case NotifyReceived():
                 self._host.on_notify(self, event)
             case ConsumedReceived():
@@ -296,7 +326,7 @@ class Link:
                 self._host.on_goodbye(self, event)
             case Closed():
                 self._on_closed(event)
-            case _:  # PongReceived: nobody pings here yet
+            case _:  # a reply or a request, see _deliver; PongReceived: nobody pings here yet
                 pass
 
     def _on_closed(self, event: Closed) -> None:
@@ -320,9 +350,8 @@ class Link:
             future.set_exception(error)
 
     def _settled(self, ident: int, done: asyncio.Future[bytes]) -> None:
-        if done.cancelled() and self._futures.pop(ident, None) is not None and not self.closed:
-            self.connection.cancel(ident)
-            self._push()
+        if done.cancelled():
+            self.cancel(ident)
 
     def _peer_name(self) -> str:
         return (self.connection.peer.name if self.connection.peer else "") or "the peer"
@@ -334,45 +363,71 @@ class Link:
     # writing
 
     def _push(self) -> None:
-        """Write now if the link is idle; within a receive batch or a busy turn, once at its end."""
-        if self._writing or self._in_batch:
+        """Write now what is the first since something was read; what follows it leaves at the end of the loop turn.
+
+        Within a receive batch nothing is written before its end, and while the socket is full nothing at all; a burst
+        is written in pieces of BURST bytes.
+        """
+        if self._writing:
             return
-        if self._flush_due:
-            return
-        self._flush()
-        self._flush_due = True
-        self._loop.call_soon(self._end_of_turn)
+        if self._in_batch or self._flush_due:
+            if self.connection.queued > BURST:
+                self._flush()
+        elif self._wrote:
+            self._flush_due = True
+            self._loop.call_soon(self._end_of_turn)
+        else:
+            self._wrote = True
+            self._flush()
 
     def _end_of_turn(self) -> None:
         self._flush_due = False
+        self._wrote = False
         if self.connection.has_data and not self._writing and not self.closed:
             self._flush()
 
     def _flush(self) -> None:
-        connection = self.connection
+        connection, unsent, sock = self.connection, self._unsent, self._sock
         while True:
-            if not self._unsent:
+            if not unsent:
                 if not connection.has_data:
                     break
+                small = connection.queued < READ_SIZE
                 pieces = connection.data_to_send()
-                self._unsent.extend(pieces)
+                if small and len(pieces) > 1:
+                    pieces = [b"".join(pieces)]
+                if len(pieces) == 1:
+                    try:
+                        sent = sock.send(pieces[0])
+                    except (BlockingIOError, InterruptedError):
+                        sent = 0
+                    except OSError as error:
+                        self._refused(error)
+                        return
+                    if sent == len(pieces[0]):
+                        continue
+                    self._unsent_bytes = len(pieces[0])
+                    unsent.extend(pieces)
+                    self._advance(sent)
+                    break
+                unsent.extend(pieces)
                 self._unsent_bytes = sum(map(len, pieces))
             try:
-                sent = (
-                    self._sock.send(self._unsent[0])
-                    if len(self._unsent) == 1
-                    else self._sock.sendmsg(self._unsent[:_IOV])
-                )
+                sent = sock.send(unsent[0]) if len(unsent) == 1 else sock.sendmsg(unsent[:_IOV])
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                self._unsent.clear()
-                self._unsent_bytes = 0
-                if not self.closed:
-                    self._loop.call_soon(self._broken, str(error))
+                self._refused(error)
                 return
             self._advance(sent)
-        self._watch_writable()
+        if unsent or self._writing:
+            self._watch_writable()
+
+    def _refused(self, error: OSError) -> None:
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        if not self.closed:
+            self._loop.call_soon(self._broken, str(error))
 
     def _broken(self, reason: str) -> None:
         """Let the reader see what the peer still said, then end: a dead peer's last frames are worth having."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import logging
+from typing import Any, NamedTuple, Protocol
 
-from smartipc.ipc.errors import SmartIpcError
+from smartipc.ipc.errors import InvalidPayload, SmartIpcError
 from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
     ConsumedReceived,
     GoodbyeReceived,
     MessageReceived,
+    MessagesReceived,
+    NotifiesReceived,
     NotifyReceived,
     RequestReceived,
 )
+from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import error_of
 from smartipc.ipc.wire.heads import Fault
+
+log = logging.getLogger("smartipc.links")
 
 
 class LinkHost(Protocol):
@@ -30,11 +36,17 @@ class LinkHost(Protocol):
     def on_notify(self, link: Any, event: NotifyReceived) -> None:
         """A one-way message came."""
 
+    def on_notifies(self, link: Any, event: NotifiesReceived) -> None:
+        """Several one-way messages came in one frame."""
+
     def on_cancel(self, link: Any, event: CancelReceived) -> None:
         """The caller of that request has gone or given up."""
 
     def on_message(self, link: Any, event: MessageReceived) -> None:
         """A published message for one of our subscriptions."""
+
+    def on_messages(self, link: Any, event: MessagesReceived) -> None:
+        """Several of them, on one topic, in one frame."""
 
     def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
         """The subscriber at the other end consumed."""
@@ -47,7 +59,7 @@ class LinkHost(Protocol):
 
 
 class QuietHost:
-    """A LinkHost that ignores everything; base of hosts that care about little."""
+    """A LinkHost that ignores everything; base of hosts that care about little. Batches reach it one by one."""
 
     def on_opened(self, link: Any) -> None:
         """Ignore it."""
@@ -58,11 +70,21 @@ class QuietHost:
     def on_notify(self, link: Any, event: NotifyReceived) -> None:
         """Ignore it."""
 
+    def on_notifies(self, link: Any, event: NotifiesReceived) -> None:
+        """Take them apart."""
+        for payload in apart(event, link):
+            self.on_notify(link, NotifyReceived(event.method, payload, None, event.received_at))
+
     def on_cancel(self, link: Any, event: CancelReceived) -> None:
         """Ignore it."""
 
     def on_message(self, link: Any, event: MessageReceived) -> None:
         """Ignore it."""
+
+    def on_messages(self, link: Any, event: MessagesReceived) -> None:
+        """Take them apart."""
+        for payload in apart(event, link):
+            self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
 
     def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
         """Ignore it."""
@@ -72,6 +94,15 @@ class QuietHost:
 
     def on_closed(self, link: Any, event: Closed) -> None:
         """Ignore it."""
+
+
+def apart(event: NotifiesReceived | MessagesReceived, link: Any) -> list[bytes]:
+    """Return the payloads of a batch, none if it is malformed."""
+    try:
+        return codec.pieces(event.payload)
+    except InvalidPayload as error:
+        log.warning("malformed batch of %s dropped: %s", link.peer.name if link.peer else "a peer", error.reason)
+        return []
 
 
 class RemoteFault(SmartIpcError):  # noqa: N818 - it carries a Fault
@@ -88,3 +119,11 @@ class RemoteFault(SmartIpcError):  # noqa: N818 - it carries a Fault
     ) -> BaseException:
         """Return the exception that the fault stands for."""
         return error_of(self.fault, method=method, instance=instance, declared=declared)
+
+
+class Resume(NamedTuple):
+    """A first attempt at a call that failed: where it went, how, and when it began in monotonic seconds."""
+
+    target: Any
+    failure: SmartIpcError
+    began: float

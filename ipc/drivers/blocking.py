@@ -34,6 +34,8 @@ from smartipc.ipc.protocol.events import (
     Event,
     GoodbyeReceived,
     MessageReceived,
+    MessagesReceived,
+    NotifiesReceived,
     NotifyReceived,
     Opened,
     ReplyReceived,
@@ -88,7 +90,7 @@ class Link:
         self._changed = threading.Condition(threading.Lock())
         self._events: deque[Event] = deque()
         self._results: dict[int, object] = {}
-        self._unsent: list[bytes | memoryview] = []
+        self._unsent: list[bytes | bytearray | memoryview] = []
         self._receive_timeout = 0.0
         self._conduit = None if isinstance(sock, socket.socket) else sock
         self._unsettled = self._conduit is not None and not self._settled(self._conduit)
@@ -444,6 +446,10 @@ class Link:
                 self._host.on_request(self, event)
             case MessageReceived():
                 self._host.on_message(self, event)
+            case MessagesReceived():
+                self._host.on_messages(self, event)
+            case NotifiesReceived():
+                self._host.on_notifies(self, event)
             case NotifyReceived():
                 self._host.on_notify(self, event)
             case ConsumedReceived():

@@ -130,7 +130,7 @@ class Connection:
     ) -> None:
         self._auth = auth
         self._admit = admit
-        self._held: list[bytes] | None = None if auth is None else []
+        self._held: list[bytes | bytearray] | None = None if auth is None else []
         """Handshake bytes to send while all else must wait for the peer's proof; None when nothing must."""
         self._spoken = b""
         self._preauth_left = limits.preauth

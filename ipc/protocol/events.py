@@ -85,7 +85,7 @@ class MessageReceived(msgspec.Struct, frozen=True):
 
 
 class MessagesReceived(msgspec.Struct, frozen=True, gc=False):
-    """Several messages for one subscription, alike but for their payloads; `payload` is a MessagePack array of these."""
+    """Several messages on one topic for one subscription; `payload` is a MessagePack array of theirs."""
 
     number: int
     topic: str

@@ -65,7 +65,7 @@ class Conduit(ABC):
         """
 
     @abstractmethod
-    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
+    def send(self, data: bytes | bytearray | memoryview, flags: int = 0, /) -> int:
         """Take bytes and return how many. After BlockingIOError the same bytes must come again.
 
         Raises:
@@ -75,7 +75,7 @@ class Conduit(ABC):
 
     def sendmsg(
         self,
-        pieces: Iterable[bytes | memoryview],
+        pieces: Iterable[bytes | bytearray | memoryview],
         ancillary: Iterable[Any] = (),  # noqa: ARG002 - the shape of socket.sendmsg; conduits carry no descriptors
         flags: int = 0,
         /,

@@ -177,13 +177,13 @@ class FifoConduit(Conduit):
         """Read; see Conduit."""
         return os.read(self._reading, size)
 
-    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:  # noqa: ARG002 - never blocks anyway
+    def send(self, data: bytes | bytearray | memoryview, flags: int = 0, /) -> int:  # noqa: ARG002 - never blocks anyway
         """Write; see Conduit."""
         return os.write(self._writing, data)
 
     def sendmsg(
         self,
-        pieces: Iterable[bytes | memoryview],
+        pieces: Iterable[bytes | bytearray | memoryview],
         ancillary: Iterable[Any] = (),  # noqa: ARG002 - the shape of socket.sendmsg
         flags: int = 0,  # noqa: ARG002
         /,

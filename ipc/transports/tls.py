@@ -84,7 +84,7 @@ class TlsConduit(Conduit):
             raise BlockingIOError
         return b"".join(parts)
 
-    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:  # noqa: ARG002 - never blocks anyway
+    def send(self, data: bytes | bytearray | memoryview, flags: int = 0, /) -> int:  # noqa: ARG002 - never blocks anyway
         """Encrypt and send; see Conduit."""
         view = memoryview(data)
         sent = 0
@@ -102,7 +102,7 @@ class TlsConduit(Conduit):
 
     def sendmsg(
         self,
-        pieces: Iterable[bytes | memoryview],
+        pieces: Iterable[bytes | bytearray | memoryview],
         ancillary: Iterable[Any] = (),  # noqa: ARG002 - the shape of socket.sendmsg
         flags: int = 0,
         /,

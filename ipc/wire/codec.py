@@ -14,6 +14,8 @@ from smartipc.ipc.errors import InvalidPayload
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+_batch_decoders: dict[Any, msgspec.msgpack.Decoder[list[Any]]] = {}
+_pieces = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _PLACE = re.compile(r"(?P<reason>.*) - at `(?P<path>.*)`\Z", re.DOTALL)
 
 EMPTY = _encoder.encode(None)
@@ -61,6 +63,32 @@ def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) 
         raise InvalidPayload(path, reason, method=method) from error
     except RecursionError as error:
         raise InvalidPayload("$", "nested too deep", method=method) from error
+
+
+def decode_all(data: bytes, wanted: Any) -> list[Any] | None:
+    """Decode a batch whose payloads all fit `wanted`; None if any does not, see `pieces`."""
+    try:
+        decoder = _batch_decoders[wanted]
+    except KeyError:
+        decoder = _batch_decoders[wanted] = msgspec.msgpack.Decoder(list[wanted])
+    except TypeError:  # not hashable: too rare to be fast
+        return None
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """Return the payloads of a batch, each still encoded.
+
+    Raises:
+        InvalidPayload: it is no array.
+    """
+    try:
+        return [bytes(one) for one in _pieces.decode(data)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidPayload("$", str(error)) from error
 
 
 def plain(data: bytes | memoryview) -> Any:

@@ -478,3 +478,101 @@ def test_misuse_is_refused(live: Callable[..., None]) -> None:
             assert "<SmartIpc w:0 generation 1>" in repr(w)
 
     live(scene)
+
+
+def test_a_burst_of_notifies_arrives_whole_and_in_order_and_a_bad_one_harms_no_other(
+    live: Callable[[Callable[[Stage], Awaitable[None]]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            seen: list[int] = []
+            all_here = asyncio.Event()
+
+            @w.handler("take")
+            def _(number: int) -> None:
+                if number == 7:
+                    raise Refused
+                seen.append(number)
+                if number == 4999:
+                    all_here.set()
+
+            stage.set("w:0", "ready")
+            assert await c.request("w.take", 0) is None
+            for number in range(1, 5000):
+                await c.notify("w.take", "wrong" if number == 2500 else number)
+            await all_here.wait()
+            assert seen == [number for number in range(5000) if number not in (7, 2500)]
+
+    live(scene)
+    assert "handler of one-way message w.take raised" in caplog.text
+    assert "one-way message w.take of c:0 dropped" in caplog.text
+
+
+def test_notifies_reach_async_handlers_and_those_that_want_the_message(
+    live: Callable[[Callable[[Stage], Awaitable[None]]], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            seen: list[tuple[str, int]] = []
+            done = asyncio.Event()
+
+            @w.handler("wait")
+            async def _(number: int) -> None:
+                await asyncio.sleep(0)
+                seen.append(("wait", number))
+
+            @w.handler("look")
+            def _(number: int, message: IpcMessage[int]) -> None:
+                seen.append((message.sender, number))
+                if number == 99:
+                    done.set()
+
+            @w.handler("ping")
+            def _(_: None) -> None: ...
+
+            stage.set("w:0", "ready")
+            await c.request("w.ping")
+            for number in range(100):
+                await c.notify("w.wait", number)
+            for number in range(100):
+                await c.notify("w.look", number)
+            await done.wait()
+            await c.request("w.ping")
+            assert [pair for pair in seen if pair[0] == "c:0"] == [("c:0", number) for number in range(100)]
+            assert sorted(pair for pair in seen if pair[0] == "wait") == [("wait", number) for number in range(100)]
+
+    live(scene)
+
+
+def test_a_sender_waits_for_a_peer_that_does_not_read(
+    live: Callable[[Callable[[Stage], Awaitable[None]]], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            taken = 0
+
+            @w.handler("take")
+            def _(data: bytes) -> int:
+                nonlocal taken
+                taken += 1
+                return taken
+
+            stage.set("w:0", "ready")
+            await c.request("w.take", b"")
+            (server,) = w._server.links
+            w._loop.remove_reader(server.fileno())
+            (link,) = c._caller.links.values()
+
+            async def flood() -> None:
+                for _ in range(20_000):
+                    await c.notify("w.take", bytes(1000))
+
+            flooding = asyncio.create_task(flood())
+            await asyncio.sleep(0.2)
+            assert not flooding.done()
+            assert link._unsent_bytes + link.connection.queued < 3 * 1024 * 1024
+            w._loop.add_reader(server.fileno(), server._readable)
+            await flooding
+            assert await c.request("w.take", b"") == 20_002
+
+    live(scene)

@@ -540,7 +540,7 @@ def test_a_finished_frame_leaves_no_timer() -> None:
 def test_the_receive_buffer_moves_each_byte_at_most_once() -> None:
     client, server = pair()
     for _ in range(20):
-        client.notify("w.m", b"y" * 1000)
+        client.notify("w.m", b"y" * 1000, headers={"a": "frame each"})
     data = b"".join(client.data_to_send())
     events = []
     for start in range(0, len(data), 1500):

@@ -14,6 +14,8 @@ from smartipc.ipc.protocol.events import (
     Closed,
     DataReceived,
     MessageReceived,
+    MessagesReceived,
+    NotifiesReceived,
     NotifyReceived,
     Opened,
     OpenReceived,
@@ -25,7 +27,7 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec, heads
-from smartipc.ipc.wire.frames import HEADER, PREFACE, Flag, Kind, frame
+from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, HEADER, PREFACE, Flag, Kind, frame
 
 VECTORS = {
     name: bytes.fromhex(text)
@@ -73,6 +75,18 @@ HEADS = {
         5,
         heads.MessageHead("index.progress", None, True, 7, 41),
         codec.encode({"done": 1}),
+    ),
+    "notify batch": (
+        Kind.NOTIFY_BATCH,
+        0,
+        heads.RequestHead("a.poke"),
+        ARRAY.pack(ARRAY_MARK, 2) + codec.encode(7) + codec.encode(8),
+    ),
+    "message batch": (
+        Kind.MSG_BATCH,
+        5,
+        heads.MessageHead("index.progress"),
+        ARRAY.pack(ARRAY_MARK, 2) + codec.encode({"done": 1}) + codec.encode({"done": 2}),
     ),
     "gap": (Kind.MSG, 5, heads.MessageHead("", sequence=43), b""),
     "acknowledge": (Kind.ACK, 5, heads.AckHead(512), b""),
@@ -159,6 +173,25 @@ def test_a_connection_understands_a_stream_and_a_channel() -> None:
         StreamStopped(3),
         StreamFailed(5, heads.Fault(10, "StreamReset", "left", processed=2)),
     ]
+
+
+def test_a_connection_writes_and_understands_batches() -> None:
+    client, server = Connection("client", Identity()), Connection("server", Identity())
+    client.start(0.0)
+    server.start(0.0)
+    server.receive_data(b"".join(client.data_to_send()), 0.0)
+    client.receive_data(b"".join(server.data_to_send()), 0.0)
+    for number in (7, 8):
+        client.notify("a.poke", codec.encode(number))
+    for number in (1, 2):
+        client.publish(5, "index.progress", codec.encode({"done": number}))
+    data = b"".join(client.data_to_send())
+    assert data == VECTORS["notify batch"] + VECTORS["message batch"]
+    notifies, messages = server.receive_data(data, 0.0)
+    assert isinstance(notifies, NotifiesReceived)
+    assert isinstance(messages, MessagesReceived)
+    assert codec.decode_all(notifies.payload, int) == [7, 8]
+    assert codec.pieces(messages.payload) == [codec.encode({"done": 1}), codec.encode({"done": 2})]
 
 
 def test_fields_of_a_newer_peer_are_ignored_and_of_an_older_one_defaulted() -> None:
