@@ -63,6 +63,7 @@ class ControlServer(QuietHost):
             (control.cli_broadcast, self._broadcast),
             (control.cli_publish, self._publish),
             (control.cli_subscribe, self._subscribe),
+            (control.cli_metrics, self._metrics),
             (control.cli_shutdown, self._shutdown),
         ]
         served += [(method, _without_link(serve)) for method, serve in app.steering.methods()]
@@ -136,6 +137,11 @@ class ControlServer(QuietHost):
 
     async def _status(self, _link: Link, _payload: None) -> control.AppStatus:
         return app_status(self._app)
+
+    async def _metrics(self, _link: Link, _payload: None) -> str:
+        from smartipc.supervisor.metrics import metrics_text  # its library is loaded when somebody first asks
+
+        return metrics_text(self._app)
 
     async def _start(self, _link: Link, names: control.Names) -> control.OrderOutcome:
         return await self._app.steering.order(names, StartOrdered)

@@ -38,6 +38,11 @@ class EventLog:
     def __repr__(self) -> str:
         return f"<EventLog {self._seq} events, {len(self._events)} kept>"
 
+    @property
+    def seq(self) -> int:
+        """The number of the newest event, 0 before the first."""
+        return self._seq
+
     def append(self, announce: Announce) -> dict[str, Any]:
         """Record an announcement and return its event."""
         self._seq += 1

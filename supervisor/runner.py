@@ -8,6 +8,7 @@ heartbeats that wait in the pipes are read before anything is declared hung.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -15,9 +16,10 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
@@ -78,8 +80,12 @@ class Said:
     progress: control.Progress | None = None
 
 
-def run_app(spec: AppSpec) -> int:
+def run_app(spec: AppSpec, services: Sequence[Service] = ()) -> int:
     """Run the app until it ends and return the exit code (SPEC 7).
+
+    Args:
+        spec: what to run.
+        services: entered with the app before its first worker starts, left when the last is down.
 
     Raises:
         AlreadyRunning: another supervisor runs it.
@@ -91,10 +97,14 @@ def run_app(spec: AppSpec) -> int:
             RuntimeDirectory(spec.app, spec.supervisor.runtime_dir) as directory,
             asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,  # see the top of this file
         ):
-            return runner.run(App(spec, directory, exclusive=True).run())
+            return runner.run(App(spec, directory, exclusive=True).run(services))
     finally:
         logging.getLogger("smartipc").removeHandler(handler)
         handler.close()
+
+
+Service: TypeAlias = "Callable[[App], AbstractAsyncContextManager[Any]]"
+"""Something that runs beside the app in its loop, such as the dashboard."""
 
 
 class App:
@@ -143,7 +153,7 @@ class App:
     def __repr__(self) -> str:
         return f"<App {self.spec.app} of process {self.pid}: {self.core.app_state}>"
 
-    async def run(self) -> int:
+    async def run(self, services: Sequence[Service] = ()) -> int:
         """Run to the end and return the exit code."""
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
@@ -167,9 +177,12 @@ class App:
             for slot, name in enumerate(worker.names):
                 self.book.set(Entry(name, worker.name, slot, 0, 0, "stopped"))
         try:
-            self.feed(AppStart())
-            code = await self._ended
-            await self.hooks.finish()
+            async with contextlib.AsyncExitStack() as stack:
+                for service in services:
+                    await stack.enter_async_context(service(self))
+                self.feed(AppStart())
+                code = await self._ended
+                await self.hooks.finish()
         finally:
             self.probing.close()
             self.telling.close()

@@ -24,6 +24,7 @@ def register(cli: click.Group) -> None:
     cli.add_command(status)
     cli.add_command(logs)
     cli.add_command(events)
+    cli.add_command(metrics)
 
 
 @click.command()
@@ -156,3 +157,10 @@ def _sentence(event: dict[str, Any]) -> str:
     who = f"{event['instance']}#{event['generation']}" if event["instance"] else "app"
     step = f"{event['from']} -> {event['to']}" if event["event"] == "instance.state" else event["event"]
     return f"{event['seq']:>6} {event['at']} {who}: {step} ({event['cause']})"
+
+
+@click.command()
+@click.pass_obj
+def metrics(session: Any) -> None:
+    """Print the metrics of this moment in Prometheus' text format."""
+    click.echo(session.client().ask(control.cli_metrics, None), nl=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,10 @@ from smartipc import __version__
 from smartipc.ipc.errors import ConfigError, ConnectFailed
 from smartipc.supervisor.configuration import load
 from smartipc.supervisor.host.rundir import AlreadyRunning, UnsafeDirectory
+
+if TYPE_CHECKING:
+    from smartipc.supervisor.core.spec import AppSpec
+    from smartipc.supervisor.runner import Service
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,7 +45,7 @@ def main(config: str) -> None:
         sys.exit(2)
 
     try:
-        code = run_app(spec)
+        code = run_app(spec, _services(spec))
     except AlreadyRunning as error:
         click.echo(error, err=True)
         sys.exit(3)
@@ -48,3 +53,16 @@ def main(config: str) -> None:
         click.echo(f"the start failed: {error}", err=True)
         sys.exit(1)
     sys.exit(code)
+
+
+def _services(spec: AppSpec) -> list[Service]:
+    """Return what runs beside the app; leave with 2 where a library for it is missing."""
+    if spec.supervisor.http is None:
+        return []
+    from smartipc.supervisor.web import server
+
+    host, port = spec.supervisor.http
+    if not server.available():
+        click.echo(f"{server.MISSING}\nnothing started", err=True)
+        sys.exit(2)
+    return [lambda app: server.web(app, host, port)]

@@ -108,6 +108,7 @@ def _supervisor(keys: AbstractMapping[str, Any], base: Path) -> SupervisorSpec:
         shutdown_timeout=keys.get("shutdown_timeout", 30.0),
         log=LogSpec(**log),
         on_idle=keys.get("on_idle", "wait"),
+        http=keys.get("http"),
     )
 
 

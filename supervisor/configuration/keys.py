@@ -20,7 +20,7 @@ from smartipc.supervisor.configuration.fields import (
     Text,
 )
 from smartipc.supervisor.configuration.process_keys import HOOKS, LIMITS, PROBE, READY, SOCKET, UMASK
-from smartipc.supervisor.configuration.quantities import Size
+from smartipc.supervisor.configuration.quantities import HostPort, Size
 
 NAME = r"[a-z][a-z0-9_-]*"
 CONDITIONS = ("started", "ready", "completed", "succeeded")
@@ -178,9 +178,10 @@ SUPERVISOR = Record(
             ),
             "its own log",
         ),
+        "http": Field(HostPort(), "dashboard, /metrics and /healthz; needs the extra `web`"),
         "on_idle": Field(Choice(("wait", "exit")), "exit: leave once every worker has completed", "wait"),
     },
-    later=frozenset({"http", "trust"}),
+    later=frozenset({"trust"}),
 )
 
 DEFAULTS = Record({n: f for n, f in WORKER_FIELDS.items() if n not in ("target", "command")}, later=WORKER_LATER)

@@ -165,6 +165,8 @@ class SupervisorSpec:
     shutdown_timeout: float = 30.0
     log: LogSpec = LogSpec()
     on_idle: Literal["wait", "exit"] = "wait"
+    http: tuple[str, int] | None = None
+    """Where the dashboard, /metrics and /healthz are served."""
 
 
 @dataclass(frozen=True, slots=True)
