@@ -49,6 +49,7 @@ class Caller:
         self._changed: asyncio.Future[None] | None = None
         self._turn = 0
         self._directs: dict[str, tuple[DirectoryState, Link, Entry]] = {}
+        self._late = 0
         self._ending: set[Link] = set()
 
     def __repr__(self) -> str:
@@ -76,6 +77,11 @@ class Caller:
             self._changed = self._loop.create_future()
         done, _ = await asyncio.wait({self._changed}, timeout=max(0.0, deadline - self._loop.time()))
         return bool(done)
+
+    @property
+    def late_replies(self) -> int:
+        """Answers that came after their request had been given up, over all links there were."""
+        return self._late + sum(link.connection.late_replies for link in list(self.links.values()))
 
     def outstanding(self, entry: Entry) -> int:
         """Count our unanswered calls at an instance."""
@@ -296,6 +302,7 @@ class Caller:
         for life, known in list(self.links.items()):
             if known is link:
                 del self.links[life]
+                self._late += link.connection.late_replies
                 return life
         return None
 

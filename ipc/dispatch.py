@@ -15,6 +15,8 @@ from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
 from smartipc.ipc.message import IpcMessage, Peer, epoch
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.tracing import TRACE_HEADER, trace_of
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
 from smartipc.ipc.wire.heads import Fault
@@ -85,7 +87,7 @@ class Registry:
         return handler
 
     def arguments(
-        self, handler: Handler, event: RequestReceived | NotifyReceived, sender: str, now: float
+        self, handler: Handler, event: RequestReceived | NotifyReceived, peer: Identity | None, now: float
     ) -> tuple[Any, ...] | Fault:
         """Decode a request into the handler's arguments, or say why it must not run: expired, or it does not fit."""
         if isinstance(event, RequestReceived):
@@ -102,11 +104,13 @@ class Registry:
             return self.fault(InvalidPayload(error.path, error.reason, method=handler.name, processed="no"), ())
         if not handler.wants_message:
             return (payload,)
+        headers = event.headers or {}
         message = IpcMessage(
             payload=payload,
             id=ident,
-            sender=sender,
-            headers=event.headers or {},
+            sender=peer.name if peer is not None else "",
+            headers={name: value for name, value in headers.items() if name != TRACE_HEADER},
+            trace=trace_of(peer, event),
             timestamp=epoch(event.received_at),
             deadline=deadline,
             attempt=attempt,

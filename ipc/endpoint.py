@@ -24,6 +24,7 @@ from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, deliver
 from smartipc.ipc.serving import current_deadline
+from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.wire import codec
 
 Req = TypeVar("Req")
@@ -182,6 +183,7 @@ class Endpoint:
             Exception: an error that the contract declares, as itself.
         """
         name, encoded = request_payload(method, payload)
+        headers = with_trace(headers)
         contract = method if isinstance(method, Method) else None
         budget = _budget(contract, timeout)
         resume: Resume | None = None
@@ -229,6 +231,7 @@ class Endpoint:
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
         """
         name, encoded = request_payload(method, payload)
+        headers = with_trace(headers)
         plain = to is None and slot is None and key is None and timeout is None and current_deadline.get() is None
         direct = self._router.direct(name) if plain else None
         if direct is not None and not direct[0].closed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.message import Peer
@@ -17,6 +18,26 @@ from smartipc.ipc.wire.limits import Limits
 LIMITS = Limits(handshake_timeout=24 * 3600.0)
 """Between workers of one app. A blocking worker may compute for hours before it looks at its socket: that is no
 reason to give its connection up, each call has its own deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandleSnapshot:
+    """Facts about a handle at one moment, for status, metrics and tests."""
+
+    instance: str
+    links: int
+    """Connections to and from other processes."""
+    calls: int
+    """Our requests without an answer."""
+    late_replies: int
+    """Answers that came after their request had been given up, since the handle was opened; they are dropped."""
+    handling: int
+    """Handlers that run."""
+    waiting: int
+    """Requests that wait for a handler's turn."""
+    subscriptions: int
+    dropped: int
+    """Messages that open subscriptions have lost."""
 
 
 def identity(launch: Launch) -> Identity:

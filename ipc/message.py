@@ -16,7 +16,8 @@ class IpcMessage(Generic[T]):
     """One message as its receiver sees it.
 
     `deadline` is monotonic seconds or None, `timestamp` epoch seconds of its arrival here, `sender` the peer's instance
-    name, `attempt` starts at 1; `topic` is "" and `missed` 0 for requests.
+    name, `attempt` starts at 1; `topic` is "" and `missed` 0 for requests. `trace` is a W3C traceparent, equal along a
+    chain of calls, None for messages of topics.
     """
 
     payload: T
@@ -25,7 +26,7 @@ class IpcMessage(Generic[T]):
     headers: dict[str, str] = field(default_factory=dict)
     timestamp: float = 0.0
     deadline: float | None = None
-    trace: bytes | None = None
+    trace: str | None = None
     attempt: int = 1
     topic: str = ""
     missed: int = 0

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
-from smartipc.ipc import links
+from smartipc.ipc import links, tracing
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Handler, Registry
 from smartipc.ipc.drivers.aio import Link
@@ -55,6 +55,11 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<Server {len(self.links)} links, {len(self._running)} running, {len(self._waiting)} waiting>"
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Handlers that run, and requests that wait for their turn."""
+        return len(self._running) + len(self._notifies), len(self._waiting)
 
     def open(self) -> None:
         """Listen at the launch's address.
@@ -129,6 +134,7 @@ class Server:
             self._start(handler, link, event)
             return
         token = current_deadline.set(deadline)
+        handled = tracing.current.set((link.peer, event))
         try:
             value = handler.function(payload)
         except Exception as error:  # the boundary of the user's handler
@@ -136,15 +142,16 @@ class Server:
             return
         finally:
             current_deadline.reset(token)
+            tracing.current.reset(handled)
         self._reply(handler, link, event.id, value)
 
     def _start(self, handler: Handler, link: Link, event: RequestReceived) -> None:
-        sender = link.peer.name if link.peer else ""
-        arguments = self._registry.arguments(handler, event, sender, self._loop.time())
+        arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
         if isinstance(arguments, Fault):
             link.fail(event.id, arguments)
             return
         token = current_deadline.set(event.deadline)
+        handled = tracing.current.set((link.peer, event))
         try:
             if handler.is_async:
                 task = _start_task(self._loop, self._run(handler, link, event.id, arguments))
@@ -160,6 +167,7 @@ class Server:
                     self._reply(handler, link, event.id, value)
         finally:
             current_deadline.reset(token)
+            tracing.current.reset(handled)
 
     async def _run(self, handler: Handler, link: Link, ident: int, arguments: tuple[Any, ...]) -> None:
         try:
@@ -204,14 +212,17 @@ class Server:
         if isinstance(handler, Fault):
             log.warning("one-way message of %s dropped: %s", sender, handler.message)
             return
-        arguments = self._registry.arguments(handler, event, sender, self._loop.time())
+        arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
         if isinstance(arguments, Fault):
             log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
             return
+        handled = tracing.current.set((link.peer, event))
         if not handler.is_async:
             _one_way_now(handler, arguments)
+            tracing.current.reset(handled)
             return
         task = _start_task(self._loop, _one_way(handler, arguments))
+        tracing.current.reset(handled)
         if not task.done():
             self._notifies.add(task)
             task.add_done_callback(self._notifies.discard)

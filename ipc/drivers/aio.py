@@ -332,8 +332,8 @@ class Link:
     def _on_closed(self, event: Closed) -> None:
         self.closed = True
         self.error = event.error or ConnectionLost(self._peer_name(), event.reason)
-        for ident, written in event.lost:
-            lost = ConnectionLost(self._peer_name(), event.reason, processed="maybe" if written else "no")
+        for ident, processed in event.lost:
+            lost = ConnectionLost(self._peer_name(), event.reason, processed=processed)
             self._settle(ident, lost)
         for future in list(self._futures.values()):
             if not future.done():

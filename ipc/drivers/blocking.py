@@ -503,8 +503,8 @@ class Link:
     def _on_closed(self, event: Closed) -> None:
         self.closed = True
         self.error = event.error or ConnectionLost(self._peer_name(), event.reason)
-        for ident, written in event.lost:
-            lost = ConnectionLost(self._peer_name(), event.reason, processed="maybe" if written else "no")
+        for ident, processed in event.lost:
+            lost = ConnectionLost(self._peer_name(), event.reason, processed=processed)
             self._fail_call(ident, lost)
         self._host.on_closed(self, event)
         # A reader of another thread sits in recv: shutdown wakes it, close alone would not.

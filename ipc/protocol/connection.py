@@ -21,6 +21,7 @@ from smartipc.ipc.errors import (
     AuthenticationFailed,
     FrameTooLarge,
     LocalProtocolError,
+    Processed,
     ProtocolError,
     RemoteProtocolError,
 )
@@ -676,6 +677,10 @@ class Connection:
         self._parts.drop(_REQUEST, ident)
         if ident in self._serving:
             self._serving.discard(ident)
+            for index, event in enumerate(events):
+                if isinstance(event, RequestReceived) and event.id == ident:
+                    del events[index]  # read together: a handler that was kept from running must not start now
+                    return
             events.append(CancelReceived(ident))
 
     def _on_notify(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
@@ -754,7 +759,11 @@ class Connection:
         keep_output: bool = False,
     ) -> None:
         unwritten = self._out.unwritten | self._out.unwritten_bulk
-        lost = tuple((ident, ident not in unwritten) for ident in self._calls.pending)
+        halves = self._parts.halves
+        lost: tuple[tuple[int, Processed], ...] = tuple(
+            (ident, "no" if ident in unwritten else "yes" if (_RESPONSE, ident) in halves else "maybe")
+            for ident in self._calls.pending
+        )
         events.extend(self.streams.lost())
         self._calls.clear()
         self._serving.clear()

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from smartipc.ipc.errors import AuthenticationFailed, ProtocolError
+from smartipc.ipc.errors import AuthenticationFailed, Processed, ProtocolError
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire.heads import Fault
 
@@ -161,11 +161,14 @@ class PongReceived(msgspec.Struct, frozen=True, gc=False):
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """The connection is over; nothing follows. `lost` names our unanswered calls and whether each was written."""
+    """The connection is over; nothing follows. `lost` names our unanswered calls and what is known of each.
+
+    "no": it was never written. "yes": a part of its reply had arrived, so its handler was done. Else "maybe".
+    """
 
     error: ProtocolError | AuthenticationFailed | None
     reason: str
-    lost: tuple[tuple[int, bool], ...]
+    lost: tuple[tuple[int, Processed], ...]
 
 
 Event: TypeAlias = (

@@ -147,6 +147,7 @@ class Caller(QuietHost):
         self._sleepers: dict[int, Callable[[], None]] = {}
         self._wakers: list[Waker] = []
         self._turn = 0
+        self._late = 0
 
     def __repr__(self) -> str:
         return f"<Caller with {len(self.links)} links>"
@@ -183,6 +184,11 @@ class Caller(QuietHost):
         """Raise LocalProtocolError in a process that inherited the handle through fork."""
         if self._pid != os.getpid():
             raise LocalProtocolError("this handle was inherited through fork; it belongs to the parent process")
+
+    @property
+    def late_replies(self) -> int:
+        """Answers that came after their request had been given up, over all links there were."""
+        return self._late + sum(link.connection.late_replies for link in list(self.links.values()))
 
     def outstanding(self, entry: Entry) -> int:
         """Count our unanswered calls at an instance."""
@@ -245,6 +251,7 @@ class Caller(QuietHost):
             life = self._lives.pop(link, None)
             if life is None:
                 return
+            self._late += link.connection.late_replies
             if self.links.get(life) is link:
                 del self.links[life]
         self.on_lost(life)

@@ -21,6 +21,7 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.publishing import Messages
 from smartipc.ipc.sync.serving import current_deadline
+from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.wire import codec
 
 Req = TypeVar("Req")
@@ -416,7 +417,7 @@ def _call(
         to=to,
         slot=slot,
         key=key,
-        headers=headers,
+        headers=with_trace(headers),
         idempotent=contract is not None and contract.idempotent,
         declared=contract.errors if contract is not None else (),
     )

@@ -154,6 +154,21 @@ class SmartIpc(Endpoint):
         self._on_stop.append(function)
         return function
 
+    def snapshot(self) -> links.HandleSnapshot:
+        """Return the facts of this moment."""
+        handling, waiting = self._server.load
+        subscriptions, dropped = self._hub.load
+        return links.HandleSnapshot(
+            self.name,
+            len(self._caller.links) + len(self._server.links),
+            sum(link.outstanding for link in list(self._caller.links.values())),
+            self._caller.late_replies,
+            handling,
+            waiting,
+            subscriptions,
+            dropped,
+        )
+
     # the runtime's side
 
     def _open(self) -> None:

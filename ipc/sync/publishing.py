@@ -418,6 +418,12 @@ class Hub:
     def __repr__(self) -> str:
         return f"<Hub of {self._instance}: {len(self._open)} subscriptions>"
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many subscriptions are open, and what they have lost."""
+        opened = list(self._open.values())
+        return len(opened), sum(messages.dropped for messages in opened)
+
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:

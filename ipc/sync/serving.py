@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from smartipc.ipc import links
+from smartipc.ipc import links, tracing
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Handler, Registry
 from smartipc.ipc.drivers.base import QuietHost
@@ -87,6 +87,11 @@ class Server(QuietHost):
 
     def __repr__(self) -> str:
         return f"<Server {len(self.links)} links, {len(self._queue)} waiting{', running' if self._running else ''}>"
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Handlers that run, and requests that wait for their turn."""
+        return int(self._current is not None), self._requests
 
     def open(self) -> None:
         """Listen at the launch's address.
@@ -339,11 +344,12 @@ class Server(QuietHost):
             link.fail(event.id, handler)
             return
         now = time.monotonic()
-        arguments = self._registry.arguments(handler, event, link.peer.name if link.peer else "", now)
+        arguments = self._registry.arguments(handler, event, link.peer, now)
         if isinstance(arguments, Fault):
             link.fail(event.id, arguments)
             return
         token = current_deadline.set(event.deadline)
+        handled = tracing.current.set((link.peer, event))
         try:
             value = handler.function(*arguments)
         except Exception as error:  # the boundary of the user's handler
@@ -358,6 +364,7 @@ class Server(QuietHost):
             self._answer(handler, link, event.id, value)
         finally:
             current_deadline.reset(token)
+            tracing.current.reset(handled)
         if link.stuck and link not in self._writing:
             self._watch_writable(link)
 
@@ -401,14 +408,17 @@ class Server(QuietHost):
         if isinstance(handler, Fault):
             log.warning("one-way message of %s dropped: %s", sender, handler.message)
             return
-        arguments = self._registry.arguments(handler, event, sender, time.monotonic())
+        arguments = self._registry.arguments(handler, event, link.peer, time.monotonic())
         if isinstance(arguments, Fault):
             log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
             return
+        handled = tracing.current.set((link.peer, event))
         try:
             handler.function(*arguments)
         except Exception:  # the boundary of the user's handler
             log.exception("handler of one-way message %s raised", handler.name)
+        finally:
+            tracing.current.reset(handled)
 
     # the end
 

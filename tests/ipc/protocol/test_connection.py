@@ -173,6 +173,19 @@ def test_a_reply_that_crosses_the_cancel_is_dropped_and_counted() -> None:
     assert move(client, server) == []
 
 
+def test_a_request_that_is_read_together_with_its_cancel_is_never_seen() -> None:
+    client, server = pair()
+    first, second = (client.request("w.m", b"", 0, timeout=1) for _ in range(2))
+    data = b"".join(client.data_to_send())
+    client.cancel(second)
+    data += b"".join(client.data_to_send())
+    assert [event.id for event in server.receive_data(data, 0.0) if isinstance(event, RequestReceived)] == [first]
+    server.reply(second, b"")
+    assert not server.has_data
+    client.cancel(first)
+    assert move(client, server) == [CancelReceived(first)]
+
+
 def test_a_cancelled_request_that_was_not_written_is_never_sent() -> None:
     client, server = pair()
     first = client.request("w.a", b"", 0, timeout=1)
@@ -274,12 +287,23 @@ def test_eof_tells_which_calls_were_written() -> None:
     queued = client.request("w.m", b"", 0, timeout=1)
     (closed,) = client.receive_eof(1.0)
     assert isinstance(closed, Closed)
-    assert dict(closed.lost) == {written: True, queued: False}
+    assert dict(closed.lost) == {written: "maybe", queued: "no"}
     assert client.receive_eof(1.0) == []
     assert client.receive_data(b"x", 1.0) == []
     assert client.handle_timer(99.0) == []
     assert client.close() == []
     assert client.next_timer() is None
+
+
+def test_a_call_whose_reply_had_begun_was_processed() -> None:
+    client, server = pair()
+    asked = [client.request("w.m", b"", 0, timeout=1) for _ in range(2)]
+    move(client, server)
+    server.reply(asked[0], bytes(200_000))
+    client.receive_data(b"".join(server.data_to_send()), 1.0)
+    (closed,) = client.receive_eof(1.0)
+    assert isinstance(closed, Closed)
+    assert dict(closed.lost) == {asked[0]: "yes", asked[1]: "maybe"}
 
 
 def test_after_the_end_nothing_can_be_said() -> None:

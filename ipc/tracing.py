@@ -1,0 +1,42 @@
+"""Traces: which calls belong together. The request that a handler answers, and the header that carries its trace on.
+
+Only the name of a trace is passed along; nothing is measured or exported here.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+from typing import TypeAlias
+
+from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+
+TRACE_HEADER = "traceparent"
+"""Header that carries the trace from call to call (W3C Trace Context); handlers see it as `message.trace`."""
+
+Handled: TypeAlias = tuple[Identity | None, RequestReceived | NotifyReceived]
+current: contextvars.ContextVar[Handled | None] = contextvars.ContextVar("smartipc_request", default=None)
+"""Peer and request that the running handler answers; calls made from it belong to the same trace."""
+
+
+def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived) -> str:
+    """Return the trace that a message belongs to: what its sender says, else one that begins with it.
+
+    A trace that begins here is derived from who calls, the call's number and when it came, which no two calls share;
+    so a call from outside any handler carries nothing and costs nothing.
+    """
+    if event.headers is not None and TRACE_HEADER in event.headers:
+        return event.headers[TRACE_HEADER]
+    ident = event.id if isinstance(event, RequestReceived) else 0
+    origin = (peer.name, peer.pid, peer.generation) if peer is not None else ()
+    digest = hashlib.blake2b(repr((origin, ident, event.received_at)).encode(), digest_size=24).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:]}-01"
+
+
+def with_trace(headers: dict[str, str] | None) -> dict[str, str] | None:
+    """Add the trace of the request that is being handled, if one is, to a call's headers."""
+    handled = current.get()
+    if handled is None or (headers is not None and TRACE_HEADER in headers):
+        return headers
+    return {**(headers or {}), TRACE_HEADER: trace_of(*handled)}
