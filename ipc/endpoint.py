@@ -13,7 +13,7 @@ import inspect
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
@@ -25,7 +25,11 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, deliver
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.tracing import with_trace
+from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
+
+if TYPE_CHECKING:
+    from smartipc.ipc.wire.buffer import Buffer
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -311,6 +315,20 @@ class Endpoint:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    # buffers
+
+    def buffer(self, nbytes: int) -> Buffer:
+        """Return writable memory that is sent in place, without any copy, in whatever payload the Buffer is put.
+
+        Fill it through `view`, or an array made of that: `numpy.frombuffer(buffer.view, dtype)`. An array made so may
+        be sent as `Buffer(array)`, also in place. Once sent it must not be changed until every receiver is through
+        with it. Where memory cannot be shared, or the pool is used up, it is private memory, which is copied.
+
+        Raises:
+            ValueError: `nbytes` is negative.
+        """
+        return new_buffer(nbytes)
 
     # topics
 

@@ -7,10 +7,16 @@ once while idle, and once per loop turn or receive batch when busy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
+import threading
+from collections.abc import Callable
 
 from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.errors import ConnectionLost, RequestTimeout, SmartIpcError
+from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     CallExpired,
@@ -30,6 +36,7 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
+from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
 
 READ_SIZE = 64 * 1024
@@ -74,6 +81,16 @@ class Link:
         self._read_size = READ_SIZE
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._opened: asyncio.Future[Identity] | None = None
+        self._recv: Callable[[int], bytes] = sock.recv
+        self._take = connection.receive_data
+        self._thread = threading.get_ident()
+        self._pid = os.getpid()
+        self._buffers_due = False
+        memory = memory_of(sock)
+        connection.buffers.connect(memory, self._wake_for_buffers)
+        if memory is not None and isinstance(sock, socket.socket):
+            self._recv = DescriptorReader(sock, connection.buffers)
+            self._take = connection.receive_message
         connection.start(self._loop.time())
         if isinstance(sock, socket.socket):
             sock.setblocking(False)
@@ -265,7 +282,7 @@ class Link:
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(self._read_size)
+            data = self._recv(self._read_size)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -274,7 +291,7 @@ class Link:
         self._wrote = False
         self._read_size = READ_MORE if len(data) >= READ_SIZE else READ_SIZE
         now = self._loop.time()
-        events = self.connection.receive_data(data, now) if data else self.connection.receive_eof(now)
+        events = self._take(data, now) if data else self.connection.receive_eof(now)
         self._deliver(events)
         if not events:  # part of a frame: it must be finished in time
             self._arm()
@@ -398,7 +415,8 @@ class Link:
                     pieces = [b"".join(pieces)]
                 if len(pieces) == 1:
                     try:
-                        sent = sock.send(pieces[0])
+                        piece = pieces[0]
+                        sent = sock.send(piece) if type(piece) is not DescriptorFrame else send_descriptors(sock, piece)
                     except (BlockingIOError, InterruptedError):
                         sent = 0
                     except OSError as error:
@@ -413,7 +431,12 @@ class Link:
                 unsent.extend(pieces)
                 self._unsent_bytes = sum(map(len, pieces))
             try:
-                sent = sock.send(unsent[0]) if len(unsent) == 1 else sock.sendmsg(unsent[:_IOV])
+                if len(unsent) > 1:
+                    sent = sock.sendmsg(unsent[:_IOV])
+                elif type(first := unsent[0]) is DescriptorFrame:
+                    sent = send_descriptors(sock, first)
+                else:
+                    sent = sock.send(first)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
@@ -428,6 +451,23 @@ class Link:
         self._unsent_bytes = 0
         if not self.closed:
             self._loop.call_soon(self._broken, str(error))
+
+    def _wake_for_buffers(self) -> None:
+        """A buffer of the peer is not used here any more; called from any thread, in the midst of anything."""
+        if self._buffers_due or self._pid != os.getpid():
+            return
+        self._buffers_due = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            if self._thread == threading.get_ident():
+                self._loop.call_soon(self._flush_buffers)
+            else:
+                self._loop.call_soon_threadsafe(self._flush_buffers)
+
+    def _flush_buffers(self) -> None:
+        self._buffers_due = False
+        if not self.closed:
+            self.connection.buffers.flush()
+            self._push()
 
     def _broken(self, reason: str) -> None:
         """Let the reader see what the peer still said, then end: a dead peer's last frames are worth having."""

@@ -23,7 +23,9 @@ from collections import deque
 from collections.abc import Callable
 
 from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     CallExpired,
@@ -44,6 +46,7 @@ from smartipc.ipc.protocol.events import (
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
+from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
 
 READ_SIZE = 64 * 1024
@@ -92,6 +95,14 @@ class Link:
         self._results: dict[int, object] = {}
         self._unsent: list[bytes | bytearray | memoryview] = []
         self._receive_timeout = 0.0
+        self._recv: Callable[..., bytes] = sock.recv
+        self._take = connection.receive_data
+        self._buffers_due = False
+        memory = memory_of(sock)
+        connection.buffers.connect(memory, self._wake_for_buffers)
+        if memory is not None and isinstance(sock, socket.socket):
+            self._recv = DescriptorReader(sock, connection.buffers)
+            self._take = connection.receive_message
         self._conduit = None if isinstance(sock, socket.socket) else sock
         self._unsettled = self._conduit is not None and not self._settled(self._conduit)
         if isinstance(sock, socket.socket):
@@ -176,7 +187,7 @@ class Link:
         if results[ident] is _PENDING:
             self._await(ident)
         result = results.pop(ident)
-        if type(result) is bytes:
+        if isinstance(result, bytes):
             return result
         assert isinstance(result, BaseException)
         raise result
@@ -391,13 +402,13 @@ class Link:
             if data is None:
                 events = []
             elif data:
-                events = self.connection.receive_data(data, now)
+                events = self._take(data, now)
             else:
                 events = self.connection.receive_eof(now)
             timer = self.connection.next_timer()
             if timer is not None and now >= timer:
                 events += self.connection.handle_timer(now)
-            if self.stuck or self.connection.has_data:
+            if self.stuck or self._buffers_due or self.connection.has_data:
                 self._send_some()
         return events
 
@@ -410,11 +421,11 @@ class Link:
             if timer is not None:
                 longest = min(longest, timer - time.monotonic())
         if longest <= 0:
-            return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            return self._recv(READ_SIZE, socket.MSG_DONTWAIT)
         longest = min(longest, _LONGEST_WAIT)
         if self.stuck:
             self._poll(longest, reading=True, writing=True)
-            return self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            return self._recv(READ_SIZE, socket.MSG_DONTWAIT)
         if longest != self._receive_timeout:
             seconds = int(longest)
             microseconds = int((longest - seconds) * 1e6)
@@ -422,7 +433,7 @@ class Link:
                 microseconds = max(1000, microseconds)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, microseconds))
             self._receive_timeout = longest
-        return self._sock.recv(READ_SIZE)
+        return self._recv(READ_SIZE)
 
     def _wait_and_read_conduit(self, conduit: Conduit, longest: float) -> bytes:
         timer = self.connection.next_timer()
@@ -535,6 +546,9 @@ class Link:
         connection, unsent = self.connection, self._unsent
         if self._unsettled:
             return True  # nothing to wait for but the peer: the reader goes on with it, and then writes
+        if self._buffers_due:
+            self._buffers_due = False
+            connection.buffers.flush()
         while True:
             if not unsent:
                 if not connection.has_data:
@@ -543,7 +557,11 @@ class Link:
                 unsent.extend(connection.data_to_send())
             try:
                 if len(unsent) == 1:
-                    sent = self._sock.send(unsent[0], socket.MSG_DONTWAIT)
+                    piece = unsent[0]
+                    if type(piece) is DescriptorFrame:
+                        sent = send_descriptors(self._sock, piece, socket.MSG_DONTWAIT)
+                    else:
+                        sent = self._sock.send(piece, socket.MSG_DONTWAIT)
                     if sent == len(unsent[0]):
                         unsent.clear()
                         continue
@@ -585,6 +603,26 @@ class Link:
                 poller.register(far, select.POLLOUT)
         ready = poller.poll(seconds * 1000)
         return any(fd == near and events & ~select.POLLOUT for fd, events in ready), bool(ready)
+
+    def _wake_for_buffers(self) -> None:
+        """A buffer of the peer is not used here any more; called from any thread, in the midst of anything.
+
+        Whoever has the lock, perhaps this very thread, says it with the next bytes; so does the next read.
+        """
+        if self._pid != os.getpid():
+            return
+        self._buffers_due = True
+        if not self._lock.acquire(blocking=False):
+            return
+        whole = False
+        try:
+            if not self.closed:
+                self._send_some()
+            whole = True
+        finally:
+            self._lock.release()
+            if not whole:
+                self.abandon()
 
     def _advance(self, sent: int) -> None:
         index = 0

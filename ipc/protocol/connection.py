@@ -27,6 +27,7 @@ from smartipc.ipc.errors import (
 )
 from smartipc.ipc.protocol import handshake
 from smartipc.ipc.protocol.auth import Auth
+from smartipc.ipc.protocol.buffers import Buffers
 from smartipc.ipc.protocol.calls import Calls
 from smartipc.ipc.protocol.events import (
     CallExpired,
@@ -76,6 +77,7 @@ _KNOWN = frozenset(int(kind) for kind in Kind) - RESERVED
 _MORE = int(Flag.MORE)
 _IGNORABLE = int(Flag.IGNORABLE)
 _END = int(Flag.END)
+_OOB = int(Flag.OOB)
 _DATA = int(Kind.DATA)
 _UNKNOWN_FLAGS = 0xFF & ~(_MORE | _IGNORABLE)
 _FRAGMENTABLE = frozenset(int(kind) for kind in FRAGMENTABLE)
@@ -153,6 +155,8 @@ class Connection:
         self._out = Outbox(limits.chunk)
         self.streams = Streams(self._calls, self._out, self._parts, limits)
         """The streams and channels of this connection."""
+        self.buffers = Buffers(self._out, limits)
+        """What is lent to the peer and borrowed from it."""
         self.features: frozenset[str] = frozenset()
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
@@ -188,6 +192,10 @@ class Connection:
             Kind.CREDIT: self.streams.on_credit,
             Kind.STOP: self.streams.on_stop,
             Kind.RESET: self.streams.on_reset,
+            Kind.FDS: self.buffers.on_segments,
+            Kind.FD_ACK: self.buffers.on_confirmed,
+            Kind.BUFFER_RELEASE: self.buffers.on_release,
+            Kind.BUFFER_RETIRE: self.buffers.on_retire,
         }
 
     def __repr__(self) -> str:
@@ -215,9 +223,8 @@ class Connection:
         """Begin. The client queues its preface and HELLO, and may send requests right behind them."""
         if self.role == "client":
             self._handshake_by = now + self.limits.handshake_timeout
-            self._send_handshake(
-                Kind.HELLO, heads.encoder.encode(handshake.hello(self.identity, self.limits, self._auth))
-            )
+            hello = handshake.hello(self.identity, self.limits, self._auth, self._offered)
+            self._send_handshake(Kind.HELLO, heads.encoder.encode(hello))
         else:
             self._handshake_by = now + self.limits.accept_timeout
 
@@ -234,6 +241,16 @@ class Connection:
             self._fail(error, events)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._fail(RemoteProtocolError(f"malformed head: {error}"), events)
+        return events
+
+    def receive_message(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+        """Take what was read, as receive_data, after `buffers.receive_descriptors` took what came beside it."""
+        events = self.receive_data(data, now)
+        if self.state is not ConnectionState.CLOSED:
+            try:
+                self.buffers.check_batches(partial=bool(len(self._in)))
+            except RemoteProtocolError as error:
+                self._fail(error, events)
         return events
 
     def receive_eof(self, now: float) -> list[Event]:  # noqa: ARG002 - the shape of every input
@@ -467,10 +484,13 @@ class Connection:
             self.streams.on_data(ident, flags, head, whole, events)
             return
         if kind in _FRAGMENTABLE and (flags & _MORE or (self._parts and self._parts.expects(kind, ident))):
-            complete = self._parts.add(kind, ident, head, whole, last=not flags & _MORE)
+            complete = self._parts.add(kind, ident, head, whole, last=not flags & _MORE, attached=bool(flags & _OOB))
             if complete is None:
                 return
-            head, whole = complete
+            head, joined = complete
+            whole = self.buffers.receive(joined) if flags & _OOB else bytes(joined)
+        elif flags & _OOB:
+            whole = self.buffers.receive(whole)
         self._handlers[kind](ident, head, whole, now, events)
 
     def _read_preface(self, buffer: ReceiveBuffer) -> bool:
@@ -491,7 +511,11 @@ class Connection:
             raise FrameTooLarge(size, self.limits.frame)
         if head_size > size or head_size > self.limits.head:
             raise RemoteProtocolError(f"head of {head_size} bytes in a frame of {size}")
-        if flags & _UNKNOWN_FLAGS and not (kind == _DATA and flags & _UNKNOWN_FLAGS == _END):
+        unknown = flags & _UNKNOWN_FLAGS
+        if unknown and not (
+            (kind == _DATA and unknown == _END)
+            or (unknown == _OOB and self.buffers.negotiated and kind in _FRAGMENTABLE)
+        ):
             raise RemoteProtocolError(f"flags 0x{flags:02x} are not negotiated")
         if kind in RESERVED and kind not in self._known:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} belongs to a feature that was not negotiated")
@@ -515,7 +539,7 @@ class Connection:
         self._only_opening()
         theirs = heads.decode(head, heads.Hello)
         try:
-            answer = handshake.welcome(theirs, self.identity, self.limits, self._auth)
+            answer = handshake.welcome(theirs, self.identity, self.limits, self._auth, self._offered)
             peer = self._admitted(theirs)
         except (RemoteProtocolError, AuthenticationFailed) as error:
             self._reject(error, events)
@@ -532,7 +556,7 @@ class Connection:
     def _on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         self._only_opening()
         theirs = heads.decode(head, heads.Welcome)
-        handshake.check_welcome(theirs, self._auth)
+        handshake.check_welcome(theirs, self._auth, self._offered)
         peer = self._admitted(theirs)
         if self._auth is None:
             self._open(peer, theirs.message_limit, theirs.features, events)
@@ -581,6 +605,10 @@ class Connection:
         self._send_handshake(Kind.REJECT, heads.encoder.encode(reject))
         self._end(error, error.reason, events)
 
+    @property
+    def _offered(self) -> tuple[str, ...]:
+        return handshake.FEATURES + self.buffers.features
+
     def _only_opening(self) -> None:
         if self.state is not ConnectionState.OPENING:
             raise RemoteProtocolError("a second handshake")
@@ -594,6 +622,8 @@ class Connection:
         self.streams.negotiated = "streams" in self.features
         self._out.batching = "batch" in self.features
         self.streams.message_limit = self._message_limit
+        self.buffers.open(features)
+        self._out.open()
         self._handshake_by = None
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
         events.append(Opened(self.peer))
@@ -768,6 +798,7 @@ class Connection:
         self._calls.clear()
         self._serving.clear()
         self._parts.clear()
+        self.buffers.close()
         self._in.clear()
         self._handshake_by = self._partial_since = None
         if not keep_output and self.state is not ConnectionState.OPENING:

@@ -6,6 +6,8 @@ transport itself vouches for the peer (an inherited pipe, or kernel credentials 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from smartipc.ipc.errors import AuthenticationFailed, RemoteProtocolError
@@ -17,7 +19,8 @@ MINOR = 0
 """Newest minor version that is spoken here; the oldest is 0."""
 
 FEATURES: tuple[str, ...] = ("streams", "batch")
-"""Optional parts of the protocol that are built: not yet "buffers"."""
+"""Optional parts of the protocol that every connection has; buffers add what the transport can, see buffers.features.
+"""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -29,12 +32,12 @@ class Identity(msgspec.Struct, frozen=True):
     app: str = ""
 
 
-def hello(identity: Identity, limits: Limits, auth: Auth | None = None) -> Hello:
+def hello(identity: Identity, limits: Limits, auth: Auth | None = None, features: Sequence[str] = FEATURES) -> Hello:
     """Return the first frame of the connecting side."""
     return Hello(
         0,
         MINOR,
-        list(FEATURES),
+        list(features),
         identity.name,
         identity.pid,
         identity.generation,
@@ -45,7 +48,9 @@ def hello(identity: Identity, limits: Limits, auth: Auth | None = None) -> Hello
     )
 
 
-def welcome(theirs: Hello, identity: Identity, limits: Limits, auth: Auth | None = None) -> Welcome:
+def welcome(
+    theirs: Hello, identity: Identity, limits: Limits, auth: Auth | None = None, features: Sequence[str] = FEATURES
+) -> Welcome:
     """Answer a HELLO.
 
     Raises:
@@ -60,7 +65,7 @@ def welcome(theirs: Hello, identity: Identity, limits: Limits, auth: Auth | None
         raise RemoteProtocolError(f"a nonce of {len(theirs.nonce)} bytes")
     return Welcome(
         min(MINOR, theirs.minor_max),
-        [name for name in FEATURES if name in theirs.features],
+        [name for name in features if name in theirs.features],
         identity.name,
         identity.pid,
         identity.generation,
@@ -71,13 +76,13 @@ def welcome(theirs: Hello, identity: Identity, limits: Limits, auth: Auth | None
     )
 
 
-def check_welcome(theirs: Welcome, auth: Auth | None = None) -> None:
+def check_welcome(theirs: Welcome, auth: Auth | None = None, features: Sequence[str] = FEATURES) -> None:
     """Refuse an answer that chose something never offered.
 
     Raises:
         RemoteProtocolError: it did.
     """
-    if theirs.minor > MINOR or theirs.mechanism != _mechanism(auth) or not set(theirs.features) <= set(FEATURES):
+    if theirs.minor > MINOR or theirs.mechanism != _mechanism(auth) or not set(theirs.features) <= set(features):
         raise RemoteProtocolError("WELCOME chose what was not offered")
     if auth is not None and len(theirs.nonce) != NONCE_SIZE:
         raise RemoteProtocolError(f"a nonce of {len(theirs.nonce)} bytes")

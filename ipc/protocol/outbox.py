@@ -3,13 +3,19 @@
 Large payloads are cut here, at most `ACTIVE` of them interleaved; streams cut their own and take turns with them.
 Messages of one order key (a subscription, the notifies) never overtake each other. One-way messages that differ only
 in their payloads share a frame while they wait, once the peer takes such frames. No meaning of frames lives here.
+
+Messages with attachments are laid out when their first piece is due, because their way is known only after the
+handshake; until then they wait aside, and every large message behind them. Frames that carry descriptors are handed
+out alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
+from smartipc.ipc.wire.attachments import Payload
 from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, BATCHES, HEADER, HEADER_SIZE, Flag, frame
 
 ACTIVE = 8
@@ -31,16 +37,33 @@ class Source(Protocol):
     def done(self) -> bool:
         """Whether it has no more pieces now."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether its pieces may leave with other frames, and nothing must leave before them."""
+
     def next_piece(self) -> bytes:
         """Return the next piece, one or more whole frames of about a chunk in all."""
+
+
+class Late(Protocol):
+    """A payload that is laid out when it is about to leave."""
+
+    def prepare(self) -> list[bytes]:
+        """Lay it out; return the frames that must leave before it, each alone."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, wanted: slice, /) -> bytes: ...
 
 
 class _Bulk:
     """One payload on its way in pieces."""
 
     __slots__ = ("chunk", "head", "ident", "key", "kind", "offset", "payload")
+    plain = True
+    flags = 0
 
-    def __init__(self, kind: int, ident: int, head: bytes, payload: bytes, chunk: int, key: object) -> None:
+    def __init__(self, kind: int, ident: int, head: bytes, payload: bytes | Late, chunk: int, key: object) -> None:
         self.kind = kind
         self.ident = ident
         self.head = head
@@ -52,7 +75,7 @@ class _Bulk:
     def next_piece(self) -> bytes:
         end = min(self.offset + self.chunk, len(self.payload))
         more = Flag.MORE if end < len(self.payload) else 0
-        piece = frame(self.kind, self.ident, self.head, self.payload[self.offset : end], more)
+        piece = frame(self.kind, self.ident, self.head, self.payload[self.offset : end], more | self.flags)
         self.head = b""
         self.offset = end
         return piece
@@ -62,12 +85,41 @@ class _Bulk:
         return self.offset >= len(self.payload)
 
 
+class _Attached(_Bulk):
+    """A message with attachments."""
+
+    __slots__ = ("late", "plain")
+    flags = Flag.OOB
+
+    def __init__(self, kind: int, ident: int, head: bytes, payload: Late, chunk: int, key: object) -> None:
+        super().__init__(kind, ident, head, payload, chunk, key)
+        self.late = payload
+        self.plain = False
+
+
+class _Alone:
+    """One frame that leaves alone."""
+
+    __slots__ = ("done", "piece")
+    ident = 0
+    key = None
+    plain = False
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece = piece
+        self.done = False
+
+    def next_piece(self) -> bytes:
+        self.done = True
+        return self.piece
+
+
 class Outbox:
     """Frames to send. `unwritten` holds the ids of requests of which nothing has been handed out yet."""
 
     __slots__ = (
-        "_batch", "_bulk", "_chunk", "_count", "_keys", "_kin", "_lone", "batching", "control", "normal", "queued",
-        "unwritten", "unwritten_bulk",
+        "_aside", "_batch", "_bulk", "_chunk", "_count", "_keys", "_kin", "_lone", "batching", "control", "late",
+        "normal", "opened", "queued", "unwritten", "unwritten_bulk",
     )  # fmt: skip
 
     def __init__(self, chunk: int) -> None:
@@ -87,6 +139,10 @@ class Outbox:
         self._bulk: deque[Source] = deque()
         self._keys: dict[object, int] = {}
         self._chunk = chunk
+        self.late: Callable[[Payload], Late]
+        """Takes the attachments of a message; whoever knows how sets it."""
+        self.opened = False
+        self._aside: list[Source] = []
 
     def __bool__(self) -> bool:
         return bool(self.normal or self.control or self._bulk)
@@ -99,20 +155,21 @@ class Outbox:
         self._kin = None
         if self._batch is not None:
             self._seal()
+        if type(payload) is Payload:
+            self._add_bulk(_Attached(kind, ident, head, self.late(payload), self._chunk, key))
+            return True
         size = len(payload)
         if size <= self._chunk and not (self._keys and key in self._keys):
             self.normal.append(HEADER.pack(len(head) + size, kind, 0, len(head), ident) + head + payload)
             self.queued += size
             return False
-        self._bulk.append(_Bulk(kind, ident, head, payload, self._chunk, key))
-        if key is not None:
-            self._keys[key] = self._keys.get(key, 0) + 1
+        self._add_bulk(_Bulk(kind, ident, head, payload, self._chunk, key))
         return True
 
     def join(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object) -> None:
         """Queue a one-way message: in one frame with those before it that differ from it only in their payloads."""
         kin = (kind, ident, head)
-        if kin != self._kin or len(payload) + self.queued > self._chunk:
+        if kin != self._kin or len(payload) + self.queued > self._chunk or type(payload) is Payload:
             large = self.add(kind, ident, head, payload, key=key)
             if self.batching and not large:
                 self._kin = kin
@@ -130,6 +187,28 @@ class Outbox:
         batch += payload
         self._count += 1
         self.queued += len(payload)
+
+    def _add_bulk(self, bulk: _Bulk) -> None:
+        if self._aside or (not self.opened and not bulk.plain):
+            self._aside.append(bulk)
+        else:
+            self._bulk.append(bulk)
+        if bulk.key is not None:
+            self._keys[bulk.key] = self._keys.get(bulk.key, 0) + 1
+
+    def open(self) -> None:
+        """Let go what waited for the end of the handshake."""
+        self.opened = True
+        self._bulk.extend(self._aside)
+        self._aside.clear()
+
+    def announce(self, piece: bytes) -> None:
+        """Queue a frame before all large messages; it leaves alone."""
+        self._bulk.appendleft(_Alone(piece))
+
+    def add_last(self, piece: bytes) -> None:
+        """Queue a frame behind all announcements; it leaves alone."""
+        self._bulk.append(_Alone(piece))
 
     def _seal(self) -> None:
         """Let no more messages join the batch."""
@@ -149,12 +228,13 @@ class Outbox:
             )
             del self.normal[at]
             return False
-        for bulk in self._bulk:
-            if isinstance(bulk, _Bulk) and bulk.kind == kind and bulk.ident == ident:
-                self._bulk.remove(bulk)
-                self._finished(bulk.key)
-                self.unwritten_bulk.discard(ident)
-                return bulk.offset > 0
+        for lane in (self._bulk, self._aside):
+            for bulk in lane:
+                if isinstance(bulk, _Bulk) and bulk.kind == kind and bulk.ident == ident:
+                    lane.remove(bulk)
+                    self._finished(bulk.key)
+                    self.unwritten_bulk.discard(ident)
+                    return bulk.offset > 0
         return True
 
     def add_source(self, source: Source) -> None:
@@ -178,6 +258,19 @@ class Outbox:
             self.unwritten.clear()
         self.control = []
         if self._bulk:
+            if not self._bulk[0].plain:
+                return self._take_attached(out)
+            out.append(self._piece())
+        return out
+
+    def _take_attached(self, out: list[bytes | bytearray]) -> list[bytes | bytearray]:
+        first = self._bulk[0]
+        if isinstance(first, _Attached):
+            first.plain = True
+            for before in reversed(first.late.prepare()):
+                self.announce(before)
+            first = self._bulk[0]
+        if first.plain or not out:
             out.append(self._piece())
         return out
 
@@ -218,4 +311,5 @@ class Outbox:
         self.queued = 0
         self._batch = self._kin = None
         self._bulk.clear()
+        self._aside.clear()
         self._keys.clear()

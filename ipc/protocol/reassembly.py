@@ -9,11 +9,12 @@ from smartipc.ipc.wire.limits import Limits
 class Reassembly:
     """Half-received messages of one peer."""
 
-    __slots__ = ("_limits", "halves")
+    __slots__ = ("_attached", "_limits", "halves")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.halves: dict[tuple[int, int], tuple[bytes, bytearray]] = {}
+        self.halves: dict[tuple[int, int], tuple[bytes, bytearray, bool]] = {}
+        self._attached = 0
 
     def __bool__(self) -> bool:
         return bool(self.halves)
@@ -25,34 +26,45 @@ class Reassembly:
         """Tell whether a first piece of this message is here."""
         return (kind, ident) in self.halves
 
-    def add(self, kind: int, ident: int, head: bytes, piece: bytes, *, last: bool) -> tuple[bytes, bytes] | None:
-        """Take a piece; return head and payload when it was the last.
+    def add(
+        self, kind: int, ident: int, head: bytes, piece: bytes, *, last: bool, attached: bool = False
+    ) -> tuple[bytes, bytearray] | None:
+        """Take a piece; return head and payload when it was the last. A message with attachments may be larger.
 
         Raises:
-            FrameTooLarge: the message exceeds its limit.
-            RemoteProtocolError: too many half-sent messages, or a head on a later piece.
+            FrameTooLarge: the message exceeds its limit, or all of those with attachments do.
+            RemoteProtocolError: too many half-sent messages, a head on a later piece, or not what the first piece was.
         """
         key = (kind, ident)
         known = self.halves.get(key)
         if known is None:
             if len(self.halves) >= self._limits.partial:
                 raise RemoteProtocolError("too many half-sent messages")
-            known = self.halves[key] = (head, bytearray())
+            known = self.halves[key] = (head, bytearray(), attached)
         elif head:
             raise RemoteProtocolError("a later piece of a message has a head")
-        first_head, payload = known
-        if len(payload) + len(piece) > self._limits.message:
-            raise FrameTooLarge(len(payload) + len(piece), self._limits.message, "message")
+        first_head, payload, has_attachments = known
+        if has_attachments is not attached:
+            raise RemoteProtocolError("a later piece of a message has other flags")
+        size, limit = len(payload) + len(piece), self._limits.message
+        if attached:
+            self._attached += len(piece)
+            size, limit = self._attached, limit + self._limits.buffers
+        if size > limit:
+            raise FrameTooLarge(size, limit, "message")
         payload += piece
         if not last:
             return None
-        del self.halves[key]
-        return first_head, bytes(payload)
+        self.drop(kind, ident)
+        return first_head, payload
 
     def drop(self, kind: int, ident: int) -> None:
         """Forget a message that its sender gave up."""
-        self.halves.pop((kind, ident), None)
+        known = self.halves.pop((kind, ident), None)
+        if known is not None and known[2]:
+            self._attached -= len(known[1])
 
     def clear(self) -> None:
         """Forget all."""
         self.halves.clear()
+        self._attached = 0

@@ -72,6 +72,7 @@ class _Stream:
         "receiving", "sending", "tail", "wanted",
     )  # fmt: skip
     key = None
+    plain = True
 
     def __init__(self, owner: Streams, ident: int, *, sending: Half, receiving: Half) -> None:
         self.owner = owner

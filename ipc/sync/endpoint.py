@@ -11,7 +11,7 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
@@ -22,7 +22,11 @@ from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.publishing import Messages
 from smartipc.ipc.sync.serving import current_deadline
 from smartipc.ipc.tracing import with_trace
+from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
+
+if TYPE_CHECKING:
+    from smartipc.ipc.wire.buffer import Buffer
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -272,6 +276,20 @@ class Endpoint:
         finally:
             for call in running:
                 self._router.cancel(call)
+
+    # buffers
+
+    def buffer(self, nbytes: int) -> Buffer:
+        """Return writable memory that is sent in place, without any copy, in whatever payload the Buffer is put.
+
+        Fill it through `view`, or an array made of that: `numpy.frombuffer(buffer.view, dtype)`. An array made so may
+        be sent as `Buffer(array)`, also in place. Once sent it must not be changed until every receiver is through
+        with it. Where memory cannot be shared, or the pool is used up, it is private memory, which is copied.
+
+        Raises:
+            ValueError: `nbytes` is negative.
+        """
+        return new_buffer(nbytes)
 
     # topics
 

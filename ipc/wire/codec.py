@@ -1,6 +1,8 @@
 """Payloads: MessagePack by msgspec, decoded strictly into the type that the contract names.
 
-Nothing is ever unpickled. Only values pass here; heads are wire.heads, errors are wire.faults.
+Nothing is ever unpickled. Only values pass here; heads are wire.heads, errors are wire.faults. Payloads without a
+Buffer pay nothing for those that have one: the hooks of msgspec are called only for values it does not know, and they
+send the whole payload round a second time.
 """
 
 from __future__ import annotations
@@ -11,8 +13,31 @@ from typing import Any
 import msgspec
 
 from smartipc.ipc.errors import InvalidPayload
+from smartipc.ipc.wire.attachments import Payload, payload
 
-_encoder = msgspec.msgpack.Encoder()
+
+class _HasBuffers(Exception):  # noqa: N818 - a turn of the way, not an error
+    """The value has something that the plain way does not know."""
+
+
+def _unknown(value: Any) -> Any:
+    raise _HasBuffers(value)
+
+
+def _extension(code: int, data: memoryview) -> Any:
+    raise _HasBuffers(code, data)
+
+
+def _buffer_of_bytes(wanted: Any, value: Any) -> Any:
+    """Take plain binary data for a Buffer too, which is what other languages send."""
+    if type(value) is not bytes:
+        return value
+    from smartipc.ipc.wire.buffer import Buffer
+
+    return Buffer(value) if wanted is Buffer else value
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_unknown)
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 _batch_decoders: dict[Any, msgspec.msgpack.Decoder[list[Any]]] = {}
 _pieces = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -29,9 +54,20 @@ def encode(value: Any, *, method: str | None = None) -> bytes:
         InvalidPayload: a part of it has no MessagePack form, or it nests too deep.
     """
     try:
-        return _encoder.encode(value)
+        try:
+            return _encoder.encode(value)
+        except _HasBuffers:
+            return _encode_buffers(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidPayload("$", str(error), method=method, processed="no") from error
+
+
+def _encode_buffers(value: Any) -> bytes:
+    from smartipc.ipc.wire.buffer import Collector
+
+    collector = Collector()
+    encoded = msgspec.msgpack.Encoder(enc_hook=collector).encode(value)
+    return payload(encoded, collector.attachments) if collector.attachments else encoded
 
 
 def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
@@ -43,10 +79,28 @@ def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
     try:
         return _decoders[wanted]
     except KeyError:
-        decoder = _decoders[wanted] = msgspec.msgpack.Decoder(wanted)
+        decoder = _decoders[wanted] = msgspec.msgpack.Decoder(wanted, ext_hook=_extension, dec_hook=_buffer_of_bytes)
         return decoder
     except TypeError:  # not hashable, such as Annotated with a dict in it
-        return msgspec.msgpack.Decoder(wanted)
+        return msgspec.msgpack.Decoder(wanted, ext_hook=_extension, dec_hook=_buffer_of_bytes)
+
+
+def _decode_buffers(data: bytes | memoryview, wanted: Any) -> Any:
+    from smartipc.ipc.wire import buffer
+
+    attachments = data.attachments if isinstance(data, Payload) else ()
+
+    def extension(code: int, value: memoryview) -> Any:
+        try:
+            if code == buffer.INLINE:
+                return buffer.inline(value)
+            if code == buffer.ATTACHED:
+                return buffer.attached(value, attachments)
+        except ValueError as error:  # msgspec passes on what its hooks raise
+            raise msgspec.ValidationError(str(error)) from error
+        return msgspec.msgpack.Ext(code, bytes(value))
+
+    return msgspec.msgpack.Decoder(wanted, ext_hook=extension, dec_hook=_buffer_of_bytes).decode(data)
 
 
 def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) -> Any:
@@ -56,7 +110,10 @@ def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) 
         InvalidPayload: it does not fit; `path` names the place, such as "$.items[3].size".
     """
     try:
-        return decoder_for(wanted).decode(data)
+        try:
+            return decoder_for(wanted).decode(data)
+        except _HasBuffers:
+            return _decode_buffers(data, wanted)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         place = _PLACE.match(str(error))
         path, reason = (place["path"], place["reason"]) if place else ("$", str(error))
@@ -70,12 +127,14 @@ def decode_all(data: bytes, wanted: Any) -> list[Any] | None:
     try:
         decoder = _batch_decoders[wanted]
     except KeyError:
-        decoder = _batch_decoders[wanted] = msgspec.msgpack.Decoder(list[wanted])
+        decoder = _batch_decoders[wanted] = msgspec.msgpack.Decoder(
+            list[wanted], ext_hook=_extension, dec_hook=_buffer_of_bytes
+        )
     except TypeError:  # not hashable: too rare to be fast
         return None
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _HasBuffers):
         return None
 
 

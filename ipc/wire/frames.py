@@ -45,8 +45,10 @@ class Kind(IntEnum):
     MSG = 0x34
     ACK = 0x35
     MSG_BATCH = 0x36
+    FDS = 0x41
     FD_ACK = 0x42
     BUFFER_RELEASE = 0x43
+    BUFFER_RETIRE = 0x44
 
 
 class Flag(IntFlag):
@@ -66,6 +68,9 @@ but is put together by the streams, which count its pieces against their windows
 FEATURES: dict[str, frozenset[Kind]] = {
     "streams": frozenset({Kind.OPEN, Kind.DATA, Kind.CREDIT, Kind.STOP, Kind.RESET}),
     "batch": frozenset({Kind.NOTIFY_BATCH, Kind.MSG_BATCH}),
+    "buffers": frozenset(),
+    "memfd": frozenset({Kind.FDS, Kind.FD_ACK, Kind.BUFFER_RETIRE}),
+    "leases": frozenset({Kind.BUFFER_RELEASE}),
 }
 """Kinds that a peer may use once the feature is negotiated."""
 
@@ -79,8 +84,10 @@ RESERVED = frozenset(
         Kind.RESET,
         Kind.NOTIFY_BATCH,
         Kind.MSG_BATCH,
+        Kind.FDS,
         Kind.FD_ACK,
         Kind.BUFFER_RELEASE,
+        Kind.BUFFER_RETIRE,
     }
 )
 """In the format, but refused until the feature they belong to is negotiated."""

@@ -106,6 +106,26 @@ class CreditHead(msgspec.Struct, frozen=True, array_like=True):
     max_items: int
 
 
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """One descriptor of an FDS frame: a number that is never used again, its size, whether nobody can change it."""
+
+    number: int
+    size: int
+    sealed: bool = False
+
+
+class SegmentsHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of FDS: one entry per descriptor beside the frame, in their order."""
+
+    segments: tuple[Segment, ...]
+
+
+class LeasesHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of BUFFER_RELEASE: leases that nothing refers to any more."""
+
+    leases: tuple[int, ...]
+
+
 class Reason(msgspec.Struct, frozen=True, array_like=True):
     """Head of GOAWAY and FATAL."""
 
@@ -139,14 +159,16 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 H = TypeVar(
-    "H", Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault
-)
+    "H", Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, SegmentsHead,
+    LeasesHead, Reason, PingHead, Fault,
+)  # fmt: skip
 
 encoder = msgspec.msgpack.Encoder()
 _decoders = {
     cls: msgspec.msgpack.Decoder(cls)
     for cls in (
-        Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, Reason, PingHead, Fault,
+        Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, SegmentsHead,
+        LeasesHead, Reason, PingHead, Fault,
     )
 }  # fmt: skip
 

@@ -33,6 +33,8 @@ class Limits:
     """Unanswered requests that a peer may have here."""
     partial: int = 32
     """Messages that a peer may have half-sent at a time."""
+    buffers: int = 1024 * MIB
+    """Bytes of the attachments of one message, and of all half-received ones, where they travel as bytes."""
     pings: int = 20
     """Unsolicited pings a peer may send within a second."""
     window: int = 256 * KIB

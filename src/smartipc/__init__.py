@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from smartipc.ipc.transports.pipe import NamedPipeTransport as NamedPipeTransport
     from smartipc.ipc.transports.tcp import TcpTransport as TcpTransport
     from smartipc.ipc.transports.unix import UnixSocketTransport as UnixSocketTransport
+    from smartipc.ipc.wire.buffer import Buffer as Buffer
     from smartipc.ipc.wire.limits import Limits as Limits
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "AuthenticationFailed": "smartipc.ipc.errors",
+    "Buffer": "smartipc.ipc.wire.buffer",
     "CallError": "smartipc.ipc.errors",
     "Channel": "smartipc.ipc.contracts",
     "ChildProcessTransport": "smartipc.ipc.transports.child",
@@ -101,6 +103,7 @@ _PUBLIC = {
 
 __all__ = [
     "AuthenticationFailed",
+    "Buffer",
     "CallError",
     "Channel",
     "ChildProcessTransport",
