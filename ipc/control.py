@@ -271,6 +271,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     memory: int | None
     cpu: float | None
     heartbeat_age: float | None
+    next_run_in: float | None = None
+    """Of a job: seconds to its next run."""
 
 
 class AppStatus(msgspec.Struct, frozen=True):

@@ -38,6 +38,7 @@ from smartipc.supervisor.core.core import Core
 from smartipc.supervisor.core.facts import (
     ApplyOrdered,
     AppStart,
+    Due,
     Exited,
     Fact,
     ShutdownOrdered,
@@ -64,6 +65,8 @@ from smartipc.supervisor.readiness import LogReadiness
 from smartipc.supervisor.status import Meter
 from smartipc.supervisor.steering import Steering
 from smartipc.supervisor.telling import Telling
+from smartipc.supervisor.timetable import Timetable
+from smartipc.supervisor.watching import Watching
 
 log = logging.getLogger("smartipc.supervisor")
 CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
@@ -133,6 +136,8 @@ class App:
         self.hooks: Hooks
         self.probing: Probing
         self.telling = Telling(self)
+        self.timetable: Timetable
+        self.watching = Watching(self)
         self._log_readiness = LogReadiness(self)
         self._exclusive = exclusive
         self.steering = Steering(self)
@@ -176,14 +181,19 @@ class App:
         for worker in self.spec.workers:
             for slot, name in enumerate(worker.names):
                 self.book.set(Entry(name, worker.name, slot, 0, 0, "stopped"))
+        self.timetable = Timetable(lambda instance: self.feed(Due(instance)))
         try:
             async with contextlib.AsyncExitStack() as stack:
                 for service in services:
                     await stack.enter_async_context(service(self))
                 self.feed(AppStart())
+                self.timetable.apply(self.spec.workers)
+                self.watching.apply(self.spec.workers)
                 code = await self._ended
                 await self.hooks.finish()
         finally:
+            self.timetable.close()
+            self.watching.close()
             self.probing.close()
             self.telling.close()
             if self._timer is not None:
@@ -206,6 +216,8 @@ class App:
         self._work.extend(self.core.handle(fact, time.monotonic()))
         if isinstance(fact, ApplyOrdered):
             self._workers |= {worker.name: worker for worker in self.spec.workers}
+            self.timetable.apply(self.spec.workers)
+            self.watching.apply(self.spec.workers)
         self._start_working()
         self._arm()
 

@@ -82,4 +82,9 @@ def _worker_status(app: App, view: InstanceView) -> WorkerStatus:
         heartbeat_age=round(now - view.last_beat_at, 3)
         if view.last_beat_at is not None and view.pid is not None
         else None,
+        next_run_in=_rounded(app.timetable.next_in(view.instance)) if view.state != "stopped" else None,
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -84,12 +84,14 @@ def _remark(one: control.WorkerStatus) -> str:
         parts.append("waits for " + ", ".join(one.waiting_for))
     if one.next_restart_in is not None:
         parts.append(f"restart in {one.next_restart_in:.1f} s")
+    if one.next_run_in is not None and one.state == "scheduled":
+        parts.append(f"next run in {_span(one.next_run_in)}")
     if one.progress is not None:
         total = f"/{one.progress.total:g}" if one.progress.total is not None else ""
         parts.append(f"{one.progress.done:g}{total}")
     if one.status:
         parts.append(one.status)
-    if one.last_exit is not None and one.state in ("backoff", "failed", "exited"):
+    if one.last_exit is not None and one.state in ("backoff", "failed", "exited", "scheduled"):
         parts.append(one.last_exit.reason)
     return "; ".join(parts)
 

@@ -13,14 +13,20 @@ from typing import Any
 
 from smartipc.supervisor.configuration.nodes import Mapping
 from smartipc.supervisor.configuration.problems import Problems
-from smartipc.supervisor.configuration.process_build import heartbeat, readiness, sockets, sound, surroundings
+from smartipc.supervisor.configuration.process_build import (
+    heartbeat,
+    readiness,
+    restart_spec,
+    sockets,
+    sound,
+    surroundings,
+)
 from smartipc.supervisor.core.spec import (
     AppSpec,
     ConcurrencySpec,
     GroupSpec,
     LogSpec,
     LogsSpec,
-    RestartSpec,
     StopSpec,
     SupervisorSpec,
     WorkerSpec,
@@ -64,7 +70,6 @@ def usable_cores() -> int:
 def _worker(
     name: str, keys: AbstractMapping[str, Any], node: Mapping, base: Path, shared: dict[str, str], problems: Problems
 ) -> WorkerSpec:
-    restart = keys.get("restart", {})
     depends = keys.get("depends_on", ())
     pairs: tuple[tuple[str, Any], ...] = (
         tuple(depends.items()) if isinstance(depends, dict) else tuple((one, "ready") for one in depends)
@@ -84,7 +89,7 @@ def _worker(
         depends_on=pairs,
         **readiness(keys, is_command=is_command),
         start_timeout=keys.get("start_timeout", 30.0),
-        restart=RestartSpec(**({"policy": restart} if isinstance(restart, str) else sound(restart))),
+        restart=restart_spec(keys),
         on_failed=keys.get("on_failed", "ignore"),
         significant=keys.get("significant", False),
         heartbeat=heartbeat(keys, is_command=is_command),
@@ -93,6 +98,7 @@ def _worker(
         env={**shared, **_env(keys, node, base, f"workers.{name}.", problems)},
         cwd=str(base / keys.get("cwd", ".")),
         **surroundings(keys),
+        watch=tuple(str(base / path) for path in keys.get("watch", ())),
         logs=LogsSpec(**{**logs, **{stream: _log(logs.get(stream), base) for stream in ("stdout", "stderr")}}),
     )
 

@@ -19,8 +19,8 @@ from smartipc.supervisor.configuration.fields import (
     SignalName,
     Text,
 )
-from smartipc.supervisor.configuration.process_keys import HOOKS, LIMITS, PROBE, READY, SOCKET, UMASK
-from smartipc.supervisor.configuration.quantities import HostPort, Size
+from smartipc.supervisor.configuration.process_keys import HOOKS, LIMITS, PROBE, READY, SCHEDULE, SOCKET, UMASK
+from smartipc.supervisor.configuration.quantities import CronLine, HostPort, Size
 
 NAME = r"[a-z][a-z0-9_-]*"
 CONDITIONS = ("started", "ready", "completed", "succeeded")
@@ -117,6 +117,12 @@ WORKER_FIELDS = {
     "cwd": Field(_PATH, "working directory, relative to the file", "."),
     "logs": Field(LOGS, "where its output goes"),
     "liveness": Field(PROBE, "check whose failures take it out of routing, and in a row restart it"),
+    "schedule": Field(
+        Either(CronLine(), SCHEDULE), "it is a job: when it runs; its restart policy is then `never` unless written"
+    ),
+    "watch": Field(
+        ListOf(_PATH, single=True), "files and directories whose change restarts it, relative to the file", "[]"
+    ),
     "limits": Field(LIMITS, "what the kernel allows it"),
     "user": Field(
         Text(pattern=r"[\w.-]+(:[\w.-]+)?", form="a user, or user:group"), "whom a command runs as; needs root", "ours"
@@ -130,7 +136,7 @@ WORKER_FIELDS = {
     ),
 }
 WORKER_LATER = frozenset(
-    {"spares", "recycle", "schedule", "allow", "rate_limit", "watch"}
+    {"spares", "recycle", "allow", "rate_limit"}
 )  # fmt: skip
 WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
 

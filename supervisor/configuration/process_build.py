@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from smartipc.supervisor.configuration.fields import INVALID
-from smartipc.supervisor.core.process_spec import HooksSpec, LimitsSpec, ProbeSpec, SocketSpec
-from smartipc.supervisor.core.spec import HeartbeatSpec
+from smartipc.supervisor.core.process_spec import HooksSpec, LimitsSpec, ProbeSpec, ScheduleSpec, SocketSpec
+from smartipc.supervisor.core.spec import HeartbeatSpec, RestartSpec
 
 
 def readiness(keys: Mapping[str, Any], *, is_command: bool) -> dict[str, Any]:
@@ -29,6 +29,13 @@ def heartbeat(keys: Mapping[str, Any], *, is_command: bool) -> HeartbeatSpec:
     return HeartbeatSpec(found.get("interval", 1.0), found.get("timeout", 10.0), source)
 
 
+def restart_spec(keys: Mapping[str, Any]) -> RestartSpec:
+    """Return the restart rules; a job is not tried again before its next run, unless that is written."""
+    found = keys.get("restart", {})
+    written = {"policy": found} if isinstance(found, str) else sound(found)
+    return RestartSpec(**{**({"policy": "never"} if "schedule" in keys else {}), **written})
+
+
 def probe(keys: Any) -> ProbeSpec | None:
     """Return a probe, or None if there is none or it is unsound."""
     found = sound(keys)
@@ -39,12 +46,21 @@ def surroundings(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of WorkerSpec that a process is given."""
     return {
         "liveness": probe(keys.get("liveness")),
+        "schedule": schedule(keys.get("schedule")),
         "limits": LimitsSpec(**sound(keys.get("limits", {}))),
         "user": keys.get("user"),
         "umask": keys.get("umask"),
         "hooks": HooksSpec(**sound(keys.get("hooks", {}))),
         "sockets": keys.get("sockets", ()),
     }
+
+
+def schedule(found: Any) -> ScheduleSpec | None:
+    """Return when a job runs: the short form is a cron line."""
+    if isinstance(found, str):
+        return ScheduleSpec(cron=found)
+    long = sound(found)
+    return ScheduleSpec(**long) if long else None
 
 
 def sockets(keys: Mapping[str, Any]) -> tuple[SocketSpec, ...]:

@@ -25,6 +25,7 @@ from smartipc.supervisor.core.facts import (
     AppStart,
     Beat,
     BecameReady,
+    Due,
     Exited,
     Extended,
     Fact,
@@ -45,6 +46,7 @@ from smartipc.supervisor.core.facts import (
 from smartipc.supervisor.core.lifecycle import Lives
 from smartipc.supervisor.core.orders import Announce, Answer, EndApp, Order
 from smartipc.supervisor.core.rollout import Rollouts
+from smartipc.supervisor.core.schedule import Schedule
 from smartipc.supervisor.core.slot import InstanceView, Slot
 from smartipc.supervisor.core.spec import AppSpec
 from smartipc.supervisor.core.states import LIVING
@@ -54,7 +56,7 @@ _Ordered: TypeAlias = StartOrdered | RestartOrdered | StopOrdered | ResetOrdered
 _UP: Aim = "up"
 _GONE: Aim = "gone"
 _REPLACED: Aim = "replaced"
-_AT_REST: frozenset[State] = frozenset({"ready", "exited", "failed", "stopped"})
+_AT_REST: frozenset[State] = frozenset({"ready", "exited", "failed", "stopped", "scheduled"})
 
 
 class Core:
@@ -74,6 +76,7 @@ class Core:
         self.config_generation = 1
         self._lives = Lives(spec, jitter)
         self._wellbeing = Wellbeing(self._lives)
+        self._schedule = Schedule(self._lives)
         self._ends = Ends(self._lives)
         self._rollouts = Rollouts(self._lives)
         self._slots = self._lives.slots
@@ -120,6 +123,9 @@ class Core:
                 self._lives.on_progress(fact, now)
             case SpawnFailed():
                 self._ends.on_end(fact.instance, fact.generation, ExitFacts(reason=fact.reason), now)
+            case Due():
+                if self.app_state != "stopping":
+                    self._schedule.on_due(fact, now)
             case Probed() | Unwell() | Extended():
                 self._wellbeing.take(fact, now)
             case Exited():
@@ -159,7 +165,7 @@ class Core:
         self._begun = True
         for name in self._lives.ordering.order:
             for slot in self._lives.of(name):
-                if slot.state == "stopped":
+                if slot.state == "stopped" and not self._schedule.on_app_start(slot, now):
                     self._lives.try_start(slot, now, "the app starts")
 
     # orders of persons
@@ -337,7 +343,7 @@ class Core:
         for slot in self._slots.values():
             for aim in (_UP, _REPLACED):
                 self._answers.settle(slot.instance, aim, "the app is stopping")
-            if slot.state in LIVING or slot.state in ("waiting", "backoff"):
+            if slot.state in LIVING or slot.state in ("waiting", "backoff", "scheduled"):
                 self._lives.go_down(slot, now, "the app stops")
 
     def _notice_end(self) -> None:
@@ -357,6 +363,7 @@ class Core:
         if self.app_state != "stopping":
             self._rollouts.advance(now)
             self._lives.release_waiting(now)
+            self._schedule.settle(now)
             self._notice_stuck()
             self._notice_idle(now)
         self._lives.tell_those_going_down(now, self._kill_all_at)

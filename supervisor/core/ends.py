@@ -178,7 +178,7 @@ class Ends:
         """Stop all that lives or is about to in a group, in reverse order."""
         for worker in self.lives.groups.workers(name):
             for slot in self.lives.of(worker):
-                if slot.state in LIVING or slot.state in ("waiting", "backoff"):
+                if slot.state in LIVING or slot.state in ("waiting", "backoff", "scheduled"):
                     self.lives.answers.settle(slot.instance, "up", cause)
                     self.lives.go_down(slot, now, cause)
                     slot.retired = retired

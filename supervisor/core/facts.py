@@ -102,6 +102,13 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """The time of a job's run has come."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartOrdered:
     """A person wants these instances started. `order` is echoed in orders.Answer, 0 for none."""
 
@@ -173,7 +180,7 @@ class ShutdownOrdered:
 
 
 Fact: TypeAlias = (
-    Spawned | SpawnFailed | Started | BecameReady | Beat | Probed | Unwell | Extended | Measured | Exited
+    Spawned | SpawnFailed | Started | BecameReady | Beat | Probed | Unwell | Extended | Measured | Exited | Due
     | StartOrdered | StopOrdered | RestartOrdered | ResetOrdered | ReloadOrdered | ScaleOrdered | ApplyOrdered
     | AppStart | ShutdownOrdered
 )  # fmt: skip

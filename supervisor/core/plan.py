@@ -12,7 +12,19 @@ from typing import Any, Literal
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 
 _IN_PLACE = frozenset(
-    {"instances", "depends_on", "start_timeout", "restart", "on_failed", "significant", "recycle", "spares", "hooks"}
+    {
+        "instances",
+        "depends_on",
+        "start_timeout",
+        "restart",
+        "on_failed",
+        "significant",
+        "recycle",
+        "spares",
+        "hooks",
+        "schedule",
+        "watch",
+    }
 )
 """Keys of workers that are looked at when they matter; all others are given to a process when it starts."""
 _PARTLY_IN_PLACE = {"stop": ("timeout",), "heartbeat": ("timeout",)}

@@ -71,6 +71,8 @@ class Slot:
     """The group whose budget that spawn counts against, too."""
     awaits: str = ""
     """The instance whose failure made its group stop this one: they restart together."""
+    queued: bool = False
+    """A job's run was due while the last one was not over, and is to follow it."""
     retired: bool = False
     """It was stopped because the significant members of its group have ended."""
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from smartipc.supervisor.core.process_spec import NO_HOOKS, NO_LIMITS, HooksSpec, LimitsSpec, ProbeSpec, SocketSpec
+from smartipc.supervisor.core.process_spec import (
+    NO_HOOKS,
+    NO_LIMITS,
+    HooksSpec,
+    LimitsSpec,
+    ProbeSpec,
+    ScheduleSpec,
+    SocketSpec,
+)
 
 Condition = Literal["started", "ready", "completed", "succeeded"]
 Policy = Literal["always", "on-failure", "never"]
@@ -125,6 +133,10 @@ class WorkerSpec:
     umask: int | None = None
     liveness: ProbeSpec | None = None
     hooks: HooksSpec = NO_HOOKS
+    schedule: ScheduleSpec | None = None
+    """It is a job: it runs at its times, and `scheduled` in between."""
+    watch: tuple[str, ...] = ()
+    """Absolute files and directories whose change restarts it."""
     sockets: tuple[str, ...] = ()
     """Names of the listening sockets handed over, in the order of their descriptors."""
 

@@ -4,7 +4,7 @@ Rules of this file:
 
 - A step is what happened, in one word; the table alone says where it leads. Who takes a step never names the state.
 - A step that the table does not have for a state is a bug of the core: `follow` refuses it.
-- No state is entered but through the table; a state nobody can reach yet has an empty row ("scheduled").
+- No state is entered but through the table.
 - Whether a step is wise (policy, budget, dependencies) is decided in core.py, never here.
 
 docs/explanation/supervision.md shows the diagram that `diagram` draws from the table; a test compares them.
@@ -29,6 +29,7 @@ Step = Literal[
     "complete",  # it ended by itself, as it should
     "retry",  # it failed, another try follows
     "give up",  # it failed, no try follows
+    "schedule",  # it is a job, and its time is yet to come
 ]
 
 LIVING: frozenset[State] = frozenset({"starting", "running", "ready", "degraded", "stopping"})
@@ -38,7 +39,7 @@ _START: dict[Step, State] = {"wait": "waiting", "spawn": "starting"}
 _DEATH: dict[Step, State] = {"complete": "exited", "retry": "backoff", "give up": "failed"}
 
 TRANSITIONS: dict[State, dict[Step, State]] = {
-    "stopped": {**_START},
+    "stopped": {**_START, "schedule": "scheduled"},
     "waiting": {"spawn": "starting", "stop": "stopped"},
     "starting": {"run": "running", "stop": "stopping", **_DEATH},
     "running": {"ready": "ready", "stop": "stopping", **_DEATH},
@@ -46,9 +47,9 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
     "degraded": {"recover": "ready", "stop": "stopping", **_DEATH},
     "stopping": {"end": "stopped"},
     "backoff": {**_START, "stop": "stopped"},
-    "exited": {**_START, "stop": "stopped"},
-    "failed": {**_START, "stop": "stopped"},
-    "scheduled": {},
+    "exited": {**_START, "schedule": "scheduled", "stop": "stopped"},
+    "failed": {**_START, "schedule": "scheduled", "stop": "stopped"},
+    "scheduled": {**_START, "stop": "stopped"},
 }
 """State x step -> state."""
 
