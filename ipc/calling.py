@@ -19,7 +19,7 @@ from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
-from smartipc.ipc.transports.unix import UnixSocketTransport
+from smartipc.ipc.trust.neighbours import dial_life, is_life
 
 _LAST_WORDS = 0.05
 """Seconds for the last answers of a process that is gone; a descendant may hold its socket open for ever."""
@@ -98,8 +98,9 @@ class Caller:
         life = links.life(entry)
         link = self.links.get(life)
         if link is None or link.closed:
-            sock = UnixSocketTransport(links.path_of(entry.address)).dial()
-            link = self.links[life] = Link(sock, Connection("client", self._identity, links.LIMITS), self._host)
+            sock = dial_life(entry)
+            connection = Connection("client", self._identity, links.LIMITS, admit=is_life(entry))
+            link = self.links[life] = Link(sock, connection, self._host)
         return link
 
     async def request(

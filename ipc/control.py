@@ -148,6 +148,8 @@ class Launch(msgspec.Struct, frozen=True):
     log_level: str = "info"
     concurrency_running: int = 64
     concurrency_waiting: int = 1024
+    trust: Literal["app", "user"] = "app"
+    """Who may connect to the worker's socket besides the app itself: nobody, or every process of the user."""
     directory: Directory = Directory(revision=0, full=True)
     retained: str = ""
     """Folder of the last values of retained topics, "" for none."""

@@ -82,7 +82,7 @@ class SmartIpc(Endpoint):
         retained = Retained(launch.retained, links.identity(launch))
         self._publisher = arrivals.publisher = Publisher(directory, self._caller, retained)
         self._hub = arrivals.hub = Hub(launch, port, retained)
-        self._server = arrivals.server = Server(launch, registry, arrivals)
+        self._server = arrivals.server = Server(launch, registry, arrivals, directory)
         super().__init__(registry, InstanceRouter(self._caller, self._publisher, self._hub))
         self.app = launch.app
         self.worker = launch.worker
@@ -199,6 +199,7 @@ class SmartIpc(Endpoint):
             self._loop.call_soon_threadsafe(self._directory_changed)
 
     def _directory_changed(self) -> None:
+        self._server.directory_changed()
         self._caller.directory_changed()
         self._publisher.directory_changed()
 

@@ -21,8 +21,11 @@ from smartipc.ipc.drivers.base import LinkHost, apart
 from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, RequestCancelled
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived
-from smartipc.ipc.transports.base import Listener
+from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
+from smartipc.ipc.trust.door import UNAUTHENTICATED
+from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
 
@@ -39,9 +42,10 @@ class Server:
         launch: who we are and how much may run at once.
         registry: the handlers.
         host: told what arrives besides requests.
+        directory: who is where: who may connect, and as whom. Needed to listen.
     """
 
-    def __init__(self, launch: Launch, registry: Registry, host: LinkHost) -> None:
+    def __init__(self, launch: Launch, registry: Registry, host: LinkHost, directory: Directory | None = None) -> None:
         self.links: set[Link] = set()
         self._launch = launch
         self._registry = registry
@@ -49,6 +53,8 @@ class Server:
         self._identity = links.identity(launch)
         self._loop = asyncio.get_running_loop()
         self._listener: Listener | None = None
+        self._neighbours = Neighbours(directory if directory is not None else Directory(), launch.trust)
+        self._strangers: dict[Stream, asyncio.TimerHandle] = {}
         self._running: dict[tuple[Link, int], asyncio.Task[None]] = {}
         self._notifies: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[Handler, Link, RequestReceived]] = deque()
@@ -86,7 +92,39 @@ class Server:
                 log.warning("connection of another user refused")
                 sock.close()
                 continue
-            self.links.add(Link(sock, Connection("server", self._identity, links.LIMITS), self._host))
+            self._let_in(sock)
+
+    def _let_in(self, stream: Stream) -> None:
+        try:
+            admit = self._neighbours.admission(stream)
+        except OSError:
+            stream.close()
+            return
+        if admit is not None:
+            self._begin(stream, admit)
+        elif len(self._strangers) < UNAUTHENTICATED:
+            # Nothing of it is read: what it sends waits in the kernel until the directory knows its process.
+            self._strangers[stream] = self._loop.call_later(PATIENCE, self._refuse, stream)
+        else:
+            self._begin(stream, self._neighbours.refusal(stream))
+
+    def _begin(self, stream: Stream, admit: Admit) -> None:
+        self.links.add(Link(stream, Connection("server", self._identity, links.LIMITS, admit=admit), self._host))
+
+    def _refuse(self, stream: Stream) -> None:
+        del self._strangers[stream]
+        self._begin(stream, self._neighbours.refusal(stream))
+
+    def directory_changed(self) -> None:
+        """Look again at arrivals whose process the directory did not know."""
+        strangers, self._strangers = self._strangers, {}
+        for stream, timer in strangers.items():
+            admit = self._neighbours.admission(stream)
+            if admit is None:
+                self._strangers[stream] = timer
+            else:
+                timer.cancel()
+                self._begin(stream, admit)
 
     def closed(self, link: Link) -> None:
         """Cancel what a caller that is gone had asked for."""
@@ -270,6 +308,10 @@ class Server:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._listener = None
+        for stream, timer in self._strangers.items():
+            timer.cancel()
+            stream.close()
+        self._strangers.clear()
 
 
 def _one_way_now(handler: Handler, arguments: tuple[Any, ...]) -> None:

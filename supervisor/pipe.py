@@ -136,6 +136,7 @@ class WorkerPipe(QuietHost):
             log_level=app.spec.supervisor.log.level,
             concurrency_running=worker.concurrency.running,
             concurrency_waiting=worker.concurrency.waiting,
+            trust=app.spec.supervisor.trust,
             directory=app.book.join((life.instance, life.generation)),
             retained=app.retained,
         )

@@ -76,6 +76,8 @@ class Directory:
     def __init__(self) -> None:
         self.state = DirectoryState(0, (), ())
         self.listeners: list[Callable[[], None]] = []
+        self.lives: dict[tuple[str, int], int] = {}
+        """The process of each (instance, generation) that lives, also beside the current one."""
 
     def __repr__(self) -> str:
         return f"<Directory {self.state!r}>"
@@ -100,6 +102,7 @@ class Directory:
             for one in update.subscriptions:
                 if new.lives(one.instance, one.generation):
                     subscriptions.add(one)
+        self.lives = _lives(self.state)
         for listener in tuple(self.listeners):
             listener()
 
@@ -122,3 +125,11 @@ def _beside(old: DirectoryState, update: control.Directory) -> list[Entry]:
         and (entry.state in _LIVING or entry.instance not in told)
     ]
     return [*kept, *new.values()]
+
+
+def _lives(state: DirectoryState) -> dict[tuple[str, int], int]:
+    return {
+        (entry.instance, entry.generation): entry.pid
+        for entry in (*state.entries.values(), *state.beside.values())
+        if entry.state in _LIVING and entry.pid
+    }

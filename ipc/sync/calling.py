@@ -33,7 +33,7 @@ from smartipc.ipc.protocol.events import Closed, ConsumedReceived
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.sync.polling import IN, OUT, Waker
-from smartipc.ipc.transports.unix import UnixSocketTransport
+from smartipc.ipc.trust.neighbours import dial_life, is_life
 
 Life = tuple[str, int]
 """An instance and its generation."""
@@ -174,8 +174,9 @@ class Caller(QuietHost):
                 link.close("it takes no more bytes")
                 link = None
             if link is None or link.closed:
-                sock = UnixSocketTransport(links.path_of(entry.address)).dial()
-                link = self.links[life] = Link(sock, Connection("client", self._identity, links.LIMITS), self)
+                sock = dial_life(entry)
+                connection = Connection("client", self._identity, links.LIMITS, admit=is_life(entry))
+                link = self.links[life] = Link(sock, connection, self)
                 link.while_stalled = self.while_stalled
                 self._lives[link] = life
             return link

@@ -78,7 +78,7 @@ class SmartIpc(Endpoint):
     def __init__(self, launch: Launch, directory: Directory, port: ControlPort) -> None:
         registry = Registry(launch.worker, links.instance_name(launch))
         self._caller = Caller(launch, directory)
-        self._server = Server(launch, registry, port)
+        self._server = Server(launch, registry, port, directory)
         retained = Retained(launch.retained, links.identity(launch))
         self._publisher = Publisher(directory, self._caller, self._server, retained)
         self._hub = Hub(launch, port, self._server, retained)
@@ -207,5 +207,6 @@ class SmartIpc(Endpoint):
             self._server.wake()
 
     def _directory_changed(self) -> None:
+        self._server.directory_changed()
         self._publisher.directory_changed()
         self._caller.directory_changed()

@@ -25,10 +25,13 @@ from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import CancelReceived, Closed, MessageReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
-from smartipc.ipc.transports.base import Listener
+from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
+from smartipc.ipc.trust.door import UNAUTHENTICATED
+from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
 from smartipc.ipc.wire.heads import Fault
 
 log = logging.getLogger("smartipc.serving")
@@ -54,9 +57,12 @@ class Server(QuietHost):
         launch: who we are and how much may wait.
         registry: the handlers.
         port: told that the home thread turns.
+        directory: who is where: who may connect, and as whom. Needed to listen.
     """
 
-    def __init__(self, launch: Launch, registry: Registry, port: ControlPort) -> None:
+    def __init__(
+        self, launch: Launch, registry: Registry, port: ControlPort, directory: Directory | None = None
+    ) -> None:
         self.links: dict[int, Link] = {}
         self.home = threading.get_ident()
         self.on_topic: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
@@ -68,6 +74,8 @@ class Server(QuietHost):
         self._identity = links.identity(launch)
         self._pid = os.getpid()
         self._listener: Listener | None = None
+        self._neighbours = Neighbours(directory if directory is not None else Directory(), launch.trust)
+        self._strangers: dict[Stream, float] = {}
         self._ready = Readiness()
         self._waker = Waker()
         self._ready.register(self._waker.fileno())
@@ -212,6 +220,8 @@ class Server(QuietHost):
             else:
                 self._waker.clear()
         now = time.monotonic()
+        if self._strangers:
+            self._look_at_strangers(now)
         if now - self._swept >= IDLE:
             self._swept = now
             self._sweep(now)
@@ -271,7 +281,38 @@ class Server(QuietHost):
                 log.warning("connection of another user refused")
                 sock.close()
                 continue
-            self.adopt(Link(sock, Connection("server", self._identity, links.LIMITS), self))
+            self._let_in(sock)
+
+    def _let_in(self, stream: Stream) -> None:
+        try:
+            admit = self._neighbours.admission(stream)
+        except OSError:
+            stream.close()
+            return
+        if admit is not None:
+            self._begin(stream, admit)
+        elif len(self._strangers) < UNAUTHENTICATED:
+            # Nothing of it is read: what it sends waits in the kernel until the directory knows its process.
+            self._strangers[stream] = time.monotonic() + PATIENCE
+        else:
+            self._begin(stream, self._neighbours.refusal(stream))
+
+    def _begin(self, stream: Stream, admit: Admit) -> None:
+        self.adopt(Link(stream, Connection("server", self._identity, links.LIMITS, admit=admit), self))
+
+    def directory_changed(self) -> None:
+        """Look again at arrivals whose process the directory did not know. Called in any thread."""
+        if self._strangers:
+            self.wake()
+
+    def _look_at_strangers(self, now: float) -> None:
+        for stream, until in list(self._strangers.items()):
+            admit = self._neighbours.admission(stream)
+            if admit is None and now >= until:
+                admit = self._neighbours.refusal(stream)
+            if admit is not None:
+                del self._strangers[stream]
+                self._begin(stream, admit)
 
     # LinkHost: called where a link is read
 
@@ -466,6 +507,9 @@ class Server(QuietHost):
         if self._pid == os.getpid():
             self._ready.unregister(listener.fileno())
         listener.close()
+        for stream in self._strangers:
+            stream.close()
+        self._strangers.clear()
 
 
 def _run_posted(work: Callable[[], None]) -> None:

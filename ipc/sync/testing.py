@@ -61,10 +61,14 @@ class Stage:
             self.tell()
         return Launch("test", worker, slot, generation, "test:target", "run", address=address, **more)
 
-    def set(self, instance: str, state: control.State, last_exit: ExitFacts | None = None) -> None:
-        """Change the state of an instance; with `last_exit` its current life has ended so."""
+    def set(
+        self, instance: str, state: control.State, last_exit: ExitFacts | None = None, *, pid: int | None = None
+    ) -> None:
+        """Change the state of an instance; with `last_exit` its current life has ended so, `pid` is where it lives."""
         with self._lock:
             entry = msgspec.structs.replace(self._entries[instance], state=state)
+            if pid is not None:
+                entry = msgspec.structs.replace(entry, pid=pid)
             if last_exit is not None:
                 entry = msgspec.structs.replace(entry, last_exit=last_exit, last_exit_generation=entry.generation)
                 self._forget(instance)

@@ -174,9 +174,9 @@ def peer_credentials(sock: socket.socket) -> PeerCredentials:
     if hasattr(socket, "SO_PEERCRED"):
         pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return PeerCredentials(pid, uid, gid)
-    # macOS: LOCAL_PEERCRED (level 0, option 1) gives a struct xucred: version, uid, ngroups, groups.
+    # macOS: LOCAL_PEERCRED (level 0, option 1) is a struct xucred: version, uid, ngroups, groups; option 2 is the pid.
     _version, uid, _count, gid = struct.unpack_from("IIhI", sock.getsockopt(0, 1, 76))
-    return PeerCredentials(0, uid, gid)
+    return PeerCredentials(sock.getsockopt(0, 2), uid, gid)
 
 
 def is_local(stream: Stream) -> bool:

@@ -115,6 +115,7 @@ def _supervisor(keys: AbstractMapping[str, Any], base: Path) -> SupervisorSpec:
         log=LogSpec(**log),
         on_idle=keys.get("on_idle", "wait"),
         http=keys.get("http"),
+        trust=keys.get("trust", "app"),
     )
 
 

@@ -186,8 +186,10 @@ SUPERVISOR = Record(
         ),
         "http": Field(HostPort(), "dashboard, /metrics and /healthz; needs the extra `web`"),
         "on_idle": Field(Choice(("wait", "exit")), "exit: leave once every worker has completed", "wait"),
+        "trust": Field(
+            Choice(("app", "user")), "user: every process of this user may connect to the workers' sockets", "app"
+        ),
     },
-    later=frozenset({"trust"}),
 )
 
 DEFAULTS = Record({n: f for n, f in WORKER_FIELDS.items() if n not in ("target", "command")}, later=WORKER_LATER)

@@ -179,6 +179,7 @@ class SupervisorSpec:
     on_idle: Literal["wait", "exit"] = "wait"
     http: tuple[str, int] | None = None
     """Where the dashboard, /metrics and /healthz are served."""
+    trust: Literal["app", "user"] = "app"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,10 @@ import uvloop
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.control import ExitFacts
+from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.errors import (
+    AuthenticationFailed,
     ConnectionLost,
     InvalidPayload,
     LocalProtocolError,
@@ -30,7 +33,10 @@ from smartipc.ipc.errors import (
 )
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import IpcMessage
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.transports.unix import UnixSocketTransport
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -574,5 +580,43 @@ def test_a_sender_waits_for_a_peer_that_does_not_read(
             w._loop.add_reader(server.fileno(), server._readable)
             await flooding
             assert await c.request("w.take", b"") == 20_002
+
+    live(scene)
+
+
+def test_a_process_that_the_directory_does_not_know_yet_waits_outside(live: Callable[..., None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            with_methods(w)
+            await w.ready()
+            stage.set("w:0", "ready", pid=0)
+            stage.set("c:0", "running", pid=1)
+            call = asyncio.create_task(c.request(double, Job(4)))
+            while not w._server._strangers:
+                await asyncio.sleep(0.001)
+            assert w._server.links == set()
+            stage.set("c:0", "running", pid=os.getpid())
+            assert await call == Job(8)
+
+    live(scene)
+
+
+def test_a_process_that_is_no_worker_or_claims_to_be_another_is_refused(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartipc.ipc.serving.PATIENCE", 0.05)
+
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w:
+            with_methods(w)
+            await w.ready()
+            stage.add("c")
+            for known, name in ((True, "w:1"), (True, "$supervisor"), (False, "c:0")):
+                stage.set("w:0", "ready", pid=os.getpid() if known else 0)
+                stage.set("c:0", "running", pid=1)
+                sock = UnixSocketTransport(w._server._launch.address.removeprefix("unix://")).dial()
+                link = Link(sock, Connection("client", Identity(name, os.getpid(), 1)), QuietHost())
+                with pytest.raises(AuthenticationFailed, match="is not generation 1 of" if known else "is no worker"):
+                    await link.opened()
 
     live(scene)

@@ -11,10 +11,15 @@ import pytest
 
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
-from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RemoteError
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import AuthenticationFailed, ConnectionLost, LocalProtocolError, RemoteError
 from smartipc.ipc.message import Peer
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.sync import SmartIpc
 from smartipc.ipc.sync.testing import Stage
+from smartipc.ipc.transports.unix import UnixSocketTransport
 
 
 def test_identity_peers_and_reports(stage: Stage) -> None:
@@ -310,3 +315,44 @@ def test_connection_lost_is_told_when_the_life_is_not_known_to_be_over(stage: St
             ipc.request("one.cut", None)
         assert lost.value.processed == "maybe"
         ipc._close(1)
+
+
+def test_a_process_that_the_directory_does_not_know_yet_waits_outside(stage: Stage) -> None:
+    def worker(ipc: SmartIpc) -> None:
+        ipc.handler("echo")(lambda value: value)
+        ipc.serve()
+
+    with stage.running(stage.add("one"), worker) as one:
+        ipc = stage.handle(stage.add("client"))
+        stage.set("one:0", "ready", pid=0)
+        stage.set("client:0", "running", pid=1)
+        answers: list[object] = []
+        thread = threading.Thread(target=lambda: answers.append(ipc.request("one.echo", 4)))
+        thread.start()
+        until = time.monotonic() + 10
+        while not one._server._strangers:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        assert not one._server.links
+        stage.set("client:0", "running", pid=os.getpid())
+        thread.join(10)
+        assert answers == [4]
+        ipc._close(1)
+
+
+def test_a_process_that_is_no_worker_or_claims_to_be_another_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartipc.ipc.sync.serving.PATIENCE", 0.05)
+    launch = stage.add("one")
+    stage.add("client")
+    with stage.running(launch, lambda ipc: ipc.serve()):
+        for known, name in ((True, "one:1"), (True, "$supervisor"), (False, "client:0")):
+            stage.set("one:0", "ready", pid=os.getpid() if known else 0)
+            stage.set("client:0", "running", pid=1)
+            sock = UnixSocketTransport(launch.address.removeprefix("unix://")).dial()
+            link = Link(sock, Connection("client", Identity(name, os.getpid(), 1)), QuietHost())
+            while not link.closed:
+                link.pump(1.0)
+            assert isinstance(link.error, AuthenticationFailed)
+            assert ("is not generation 1 of" if known else "is no worker") in str(link.error)

@@ -115,7 +115,7 @@ def forked(stage: Stage, launch: Launch, target: Callable[[SmartIpc], None] = ma
     os.close(write)
     assert os.read(ready, 1) == b"1"
     os.close(ready)
-    stage.set(f"{launch.worker}:{launch.slot}", "ready")
+    stage.set(f"{launch.worker}:{launch.slot}", "ready", pid=pid)
     try:
         yield pid
     finally:
