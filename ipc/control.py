@@ -146,6 +146,8 @@ class Launch(msgspec.Struct, frozen=True):
     """The signal that comes with a stop order; the worker treats it, SIGTERM and SIGINT as such."""
     ready_on: Literal["ipc", "started"] = "ipc"
     log_level: str = "info"
+    counts_requests: bool = False
+    """Whether beats are to say how many requests were served."""
     concurrency_running: int = 64
     concurrency_waiting: int = 1024
     trust: Literal["app", "user"] = "app"
@@ -170,6 +172,9 @@ class Started(msgspec.Struct, frozen=True):
 
 class Beat(msgspec.Struct, frozen=True):
     """Still turning. Sent every `interval` seconds, only while the watched loop (or process) turns."""
+
+    requests: int | None = None
+    """How many requests it has served, where the launch asks for that."""
 
 
 class StatusText(msgspec.Struct, frozen=True):

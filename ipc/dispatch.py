@@ -47,6 +47,8 @@ class Registry:
 
     def __init__(self, worker: str, instance: str) -> None:
         self.handlers: dict[str, Handler] = {}
+        self.served = 0
+        """Requests and one-way messages that have come so far."""
         self._worker = worker
         self._instance = instance
 
@@ -90,6 +92,7 @@ class Registry:
         self, handler: Handler, event: RequestReceived | NotifyReceived, peer: Identity | None, now: float
     ) -> tuple[Any, ...] | Fault:
         """Decode a request into the handler's arguments, or say why it must not run: expired, or it does not fit."""
+        self.served += 1
         if isinstance(event, RequestReceived):
             deadline, ident, attempt = event.deadline, event.id, event.attempt
         else:

@@ -14,7 +14,7 @@ from smartipc.ipc.errors import NoSuchMethod, SmartIpcError
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
-from smartipc.supervisor.core.facts import Beat, BecameReady, Started
+from smartipc.supervisor.core.facts import Beat, BecameReady, Measured, Started
 from smartipc.supervisor.core.orders import Spawn
 from smartipc.supervisor.core.spec import WorkerSpec
 from smartipc.supervisor.host import limits
@@ -40,6 +40,7 @@ class WorkerPipe(QuietHost):
         self._life = life
         self._worker = worker
         self._beat = Beat(life.instance, life.generation)
+        self._counts = worker.recycle is not None and worker.recycle.requests is not None
 
     def __repr__(self) -> str:
         return f"<WorkerPipe of {self._life.instance} generation {self._life.generation}>"
@@ -49,6 +50,9 @@ class WorkerPipe(QuietHost):
         if event.method == control.beat.name:
             # Straight to the core: two hundred of these a second must cost next to nothing, and never order anything.
             self._app.core.handle(self._beat, time.monotonic())
+            if self._counts:
+                requests = codec.decode(event.payload, control.Beat, method=event.method).requests
+                self._app.feed(Measured(self._life.instance, self._life.generation, requests=requests))
             return
         try:
             self._on_notify(event)
@@ -134,6 +138,7 @@ class WorkerPipe(QuietHost):
             stop_signal=worker.stop.signal,
             ready_on="started" if worker.ready == "started" else "ipc",
             log_level=app.spec.supervisor.log.level,
+            counts_requests=self._counts,
             concurrency_running=worker.concurrency.running,
             concurrency_waiting=worker.concurrency.waiting,
             trust=app.spec.supervisor.trust,

@@ -58,6 +58,7 @@ from smartipc.supervisor.host.output import Output
 from smartipc.supervisor.host.process import ProcessHost, SpawnError
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
 from smartipc.supervisor.host.runs import Runs
+from smartipc.supervisor.measuring import Measuring
 from smartipc.supervisor.operator import Operator
 from smartipc.supervisor.pipe import WorkerPipe
 from smartipc.supervisor.probing import Probing
@@ -141,6 +142,7 @@ class App:
         self._log_readiness = LogReadiness(self)
         self._exclusive = exclusive
         self.steering = Steering(self)
+        self._measuring = Measuring(self)
         self._directory = directory
         self._workers = {worker.name: worker for worker in spec.workers}
         """Every worker there has been: its lives may outlast it."""
@@ -187,6 +189,7 @@ class App:
                 for service in services:
                     await stack.enter_async_context(service(self))
                 self.feed(AppStart())
+                self._measuring.begin()
                 self.timetable.apply(self.spec.workers)
                 self.watching.apply(self.spec.workers)
                 code = await self._ended
@@ -194,6 +197,7 @@ class App:
         finally:
             self.timetable.close()
             self.watching.close()
+            self._measuring.close()
             self.probing.close()
             self.telling.close()
             if self._timer is not None:
@@ -218,6 +222,7 @@ class App:
             self._workers |= {worker.name: worker for worker in self.spec.workers}
             self.timetable.apply(self.spec.workers)
             self.watching.apply(self.spec.workers)
+            self._measuring.begin()
         self._start_working()
         self._arm()
 

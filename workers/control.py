@@ -61,6 +61,9 @@ class ControlClient(QuietHost):
         self._interval = 1.0
         self._source = "off"
         self._turned = True
+        self._counts = False
+        self.served: Callable[[], int] = lambda: 0
+        """How many requests this worker has served; the runtimes know."""
         self._latest: dict[str, tuple[Method[Any, Any], Any]] = {}
         self._latest_sent = 0.0
         self._lock = threading.Lock()
@@ -78,6 +81,7 @@ class ControlClient(QuietHost):
         reply = self._link.call(control.launch.name, request, timeout=control.launch.timeout)
         launch: control.Launch = codec.decode(reply, control.Launch, method=control.launch.name)
         self._grace = launch.grace
+        self._counts = launch.counts_requests
         return launch
 
     def start(self, directory: Directory, *, source: str, interval: float) -> None:
@@ -170,7 +174,7 @@ class ControlClient(QuietHost):
             self._flush_latest()
         if self._source == "process" or (self._source == "loop" and self._turned):
             self._turned = False
-            self._send(control.beat, control.Beat())
+            self._send(control.beat, control.Beat(self.served() if self._counts else None))
 
     def _orphaned(self) -> None:
         """End this process, gracefully first: nobody is left who would restart or kill it."""

@@ -62,6 +62,7 @@ async def _life(
     port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
     main = asyncio.ensure_future(_call(function, ipc, launch))
     watch = asyncio.ensure_future(_cancel_late(ipc, main, launch.grace * _CANCEL_AT))
+    port.served = lambda: ipc._registry.served  # noqa: SLF001
     port.notify(control.started, started)
     try:
         await main

@@ -40,6 +40,7 @@ def run(
     for asked in stop_signals(launch):
         signal.signal(asked, on_signal)
     port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
+    port.served = lambda: ipc._registry.served  # noqa: SLF001
     port.notify(control.started, started)
     try:
         function(ipc, *launch.args, **launch.kwargs)

@@ -61,6 +61,14 @@ STOP = Record(
         "timeout": Field(Duration(), "grace before SIGKILL", "10s"),
     }
 )
+RECYCLE = Record(
+    {
+        "age": Field(Duration(), "time since it was ready"),
+        "requests": Field(Number(whole=True, least=1), "requests served"),
+        "memory": Field(Size(), "resident memory, looked at every second"),
+        "jitter": Field(Number(least=0, most=1), "random share by which these differ from life to life", "0.1"),
+    }
+)
 CONCURRENCY = Record(
     {
         "running": Field(Number(whole=True, least=1), "handlers running at once, per instance", "64"),
@@ -111,6 +119,12 @@ WORKER_FIELDS = {
     "significant": Field(Boolean(), "its own end may end its group: see auto_shutdown", "false"),
     "heartbeat": Field(Either(Choice(("off",)), HEARTBEAT), "how a hang is noticed"),
     "stop": Field(STOP, "how it is ended"),
+    "recycle": Field(RECYCLE, "when it is replaced though it is well"),
+    "spares": Field(
+        Number(whole=True, least=0, most=100),
+        "warm processes that take over crashed lives at once",
+        "0",
+    ),
     "concurrency": Field(CONCURRENCY, "how much it does at once"),
     "env": Field(_ENV, "environment variables", "{}"),
     "env_file": Field(_PATH, "file of NAME=value lines"),
@@ -136,7 +150,7 @@ WORKER_FIELDS = {
     ),
 }
 WORKER_LATER = frozenset(
-    {"spares", "recycle", "allow", "rate_limit"}
+    {"allow", "rate_limit"}
 )  # fmt: skip
 WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
 

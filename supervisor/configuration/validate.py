@@ -11,7 +11,7 @@ from smartipc.supervisor.configuration.problems import Place, Problems, did_you_
 from smartipc.supervisor.core.ordering import find_cycle
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 
-_TARGET_ONLY = frozenset({"args", "kwargs", "start_method", "preload", "heartbeat", "concurrency"})
+_TARGET_ONLY = frozenset({"args", "kwargs", "start_method", "preload", "heartbeat", "concurrency", "spares"})
 
 
 def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
@@ -26,6 +26,7 @@ def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
         assert isinstance(node, Mapping)
         _kind(worker, node, workers.keys[worker.name], problems)
         _times(worker, node, problems)
+        _recycling(worker, node, problems)
         process_rules.check(worker, node, spec, problems)
         _dependencies(worker, node, spec, problems)
     if not _cycles(spec, workers, problems):
@@ -66,6 +67,18 @@ def _times(worker: WorkerSpec, node: Mapping, problems: Problems) -> None:
         problems.add(
             where, f"{path}.heartbeat.timeout", "must be longer than interval", "three intervals is a good start"
         )
+
+
+def _recycling(worker: WorkerSpec, node: Mapping, problems: Problems) -> None:
+    path, recycle = f"workers.{worker.name}.recycle", worker.recycle
+    if recycle is None:
+        return
+    if recycle.age is None and recycle.requests is None and recycle.memory is None:
+        problems.add(_below(node, "recycle"), path, "has no limit", "write age, requests or memory")
+    counted = worker.target is not None and worker.heartbeat.source != "off"
+    if recycle.requests is not None and not counted:
+        hint = "use age or memory" if worker.target is None else "let it beat, or use age or memory"
+        problems.add(_below(node, "recycle", "requests"), f"{path}.requests", "requests come with the heartbeats", hint)
 
 
 def _below(node: Mapping, key: str, *names: str) -> Place:
