@@ -223,6 +223,9 @@ class App:
             self.timetable.apply(self.spec.workers)
             self.watching.apply(self.spec.workers)
             self._measuring.begin()
+            for worker in self.spec.workers:
+                self.host.spares.discard(worker.name)
+                self._loop.call_soon(self._warm_up, worker.names[0])
         self._start_working()
         self._arm()
 
@@ -342,7 +345,10 @@ class App:
     def _spawn_now(self, order: Spawn) -> None:
         worker = self.worker_of(order.instance)
         try:
-            life = self.host.spawn(worker, order.instance, order.generation, self.environment(worker, order))
+            if not order.warm and order.generation > 1:
+                self.host.spares.discard(worker.name)  # a planned life is to run the code as it is now; so are they
+            env = self.environment(worker, order)
+            life = self.host.spawn(worker, order.instance, order.generation, env, warm=order.warm)
         except SpawnError as error:
             log.error("%s: %s", order.instance, error)
             self.feed(SpawnFailed(order.instance, order.generation, str(error)))
@@ -360,6 +366,15 @@ class App:
             connection = Connection("server", Identity(control.SUPERVISOR, self.pid, app=self.spec.app), CHILD_LIMITS)
             link = Link(life.pipe, connection, WorkerPipe(self, life, worker))
             self.links[order.instance, order.generation] = link
+
+    def _warm_up(self, instance: str) -> None:
+        """Bring up the spares of a worker."""
+        worker = self.worker_of(instance)
+        if worker.spares and self.core.app_state != "stopping":
+            env = self.environment(worker, Spawn(instance, 0))
+            for name in ("SMARTIPC_INSTANCE", "SMARTIPC_SLOT", "SMARTIPC_GENERATION"):
+                del env[name]
+            self.host.spares.fill(worker, env)
 
     def _stop_when_left(self, life: Life, order: Stop) -> None:
         """Stop a life once every worker knows that it stops, so that no request is on its way to it any more."""
@@ -403,6 +418,8 @@ class App:
             self._enter(order)
             self.probing.follow(order)
             self._log_readiness.follow(order)
+            if order.to_state in ("running", "ready") and self.worker_of(order.instance).spares:
+                self._loop.call_soon(self._warm_up, order.instance)
 
     # the directory
 

@@ -30,7 +30,9 @@ _MAX_TRACEBACK = 8 * 1024
 """Characters of a traceback that travel to the supervisor; the log has all of it."""
 
 
-def main(control_fd: int, stdout_fd: int, stderr_fd: int, *socket_fds: int) -> NoReturn:
+def main(
+    control_fd: int, stdout_fd: int, stderr_fd: int, *socket_fds: int, warm: dict[str, Any] | None = None
+) -> NoReturn:
     """Become the instance that the supervisor at the other end of `control_fd` names, and exit with its code.
 
     Args:
@@ -38,10 +40,13 @@ def main(control_fd: int, stdout_fd: int, stderr_fd: int, *socket_fds: int) -> N
         stdout_fd: becomes fd 1 and is closed.
         stderr_fd: becomes fd 2 and is closed.
         socket_fds: listening sockets; become fd 3 and so on, as sd_listen_fds expects them.
+        warm: for a spare: what to import before it knows its name.
     """
     _isolate({control_fd, stdout_fd, stderr_fd, *socket_fds}, stdout_fd, stderr_fd)
     if socket_fds:
         control_fd = _place_sockets(control_fd, socket_fds)
+    if warm is not None:
+        _warm_up(**warm)
     port = ControlClient(socket.socket(fileno=control_fd))
     try:
         launch = port.launch()
@@ -93,6 +98,15 @@ def _place_sockets(control_fd: int, socket_fds: tuple[int, ...]) -> int:
         os.dup2(copy, number, inheritable=True)
         os.close(copy)
     return control
+
+
+def _warm_up(target: str, env: dict[str, str], cwd: str, python_path: list[str]) -> None:
+    """Import what the target needs. Whatever fails here fails again, and is told, when the target is loaded."""
+    with contextlib.suppress(Exception, SystemExit):
+        os.environ.update(env)
+        os.chdir(cwd)
+        sys.path[:0] = [entry for entry in python_path if entry not in sys.path]
+        flavour(load_target(target))
 
 
 def _forget_parent(keep: set[int]) -> None:

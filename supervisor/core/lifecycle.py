@@ -110,11 +110,12 @@ class Lives:
         self._begin(slot, now, cause)
 
     def _begin(self, slot: Slot, now: float, cause: str) -> None:
+        warm = slot.automatic and slot.spec.spares > 0
         slot.begin_life(now)
         if slot.spec.recycle is not None:
             slot.share = 1 + slot.spec.recycle.jitter * (2 * self.jitter() - 1)
         self.move(slot, "spawn", now, cause)
-        self.orders.append(Spawn(slot.instance, slot.generation))
+        self.orders.append(Spawn(slot.instance, slot.generation, warm))
 
     # side by side
 

@@ -10,10 +10,11 @@ from smartipc.ipc.control import ExitFacts, State
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start a process for this life; answer with Spawned or SpawnFailed."""
+    """Start a process for this life; answer with Spawned or SpawnFailed. `warm`: a spare may take it over."""
 
     instance: str
     generation: int
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

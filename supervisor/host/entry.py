@@ -12,6 +12,6 @@ from typing import Any
 BOOTSTRAP = "smartipc.workers.bootstrap"
 
 
-def run(*passed: Any) -> None:
+def run(*passed: Any, warm: dict[str, Any] | None = None) -> None:
     """Hand the passed descriptors to the bootstrap, which does not return: control, stdout, stderr, then sockets."""
-    import_module(BOOTSTRAP).main(*(one.detach() for one in passed))
+    import_module(BOOTSTRAP).main(*(one.detach() for one in passed), warm=warm)

@@ -125,13 +125,14 @@ class FunctionStarter:
         }
 
     @staticmethod
-    def start(worker: WorkerSpec, instance: str, passed: Sequence[int]) -> Begun:
+    def start(worker: WorkerSpec, instance: str, passed: Sequence[int], *, warm: dict[str, Any] | None = None) -> Begun:
         """Start a process that runs the bootstrap.
 
         Args:
             worker: whose target it is to run.
             instance: its name.
             passed: descriptors for its stdout and stderr, then its listening sockets.
+            warm: what a spare imports before it knows its name: `target`, `env`, `cwd` and `python_path`.
 
         Raises:
             OSError: it could not be started.
@@ -143,7 +144,9 @@ class FunctionStarter:
             undo.callback(pipe.close)
             context: Any = multiprocessing.get_context(worker.start_method)
             arguments = tuple(_Passed(descriptor) for descriptor in (child.fileno(), *passed))
-            process = context.Process(target=entry.run, args=arguments, name=instance, daemon=False)
+            process = context.Process(
+                target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
+            )
             process.start()
             undo.pop_all()
         # multiprocessing would reap it behind our back at the next start, and join it at exit.

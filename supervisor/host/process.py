@@ -23,7 +23,7 @@ from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.host import functions
 from smartipc.supervisor.host.exits import OomWatch, facts_of
-from smartipc.supervisor.host.functions import FunctionStarter
+from smartipc.supervisor.host.functions import Begun, FunctionStarter
 from smartipc.supervisor.host.guard import Guard
 from smartipc.supervisor.host.launch import LaunchError, Program, find_user, launch
 from smartipc.supervisor.host.life import Life
@@ -31,6 +31,7 @@ from smartipc.supervisor.host.logfile import LogFile, LogFiles
 from smartipc.supervisor.host.orphans import Orphans
 from smartipc.supervisor.host.output import Drain, Output, Stream
 from smartipc.supervisor.host.sockets import Sockets
+from smartipc.supervisor.host.spares import Reads, Spare, Spares
 
 log = logging.getLogger("smartipc.supervisor")
 TAIL_LINES = 10
@@ -81,6 +82,7 @@ class ProcessHost:
         self._log_files = LogFiles()
         self.lives: dict[tuple[str, int], Life] = {}
         self.sockets = Sockets()
+        self.spares = Spares(self._guard, self._start_spare)
         self.others: set[int] = set()
         """Pids of children that are no lives but are looked after: hooks and probes."""
         self.orphans = Orphans(run_id, self._known, exclusive=exclusive)
@@ -110,6 +112,7 @@ class ProcessHost:
         """Sweep, and end the helpers; every life is over."""
         if self._exclusive:
             self._loop.remove_signal_handler(signal.SIGCHLD)
+        self.spares.close()
         deadline = time.monotonic() + _SWEEP_WAIT
         while (killed := self.orphans.kill_all()) and time.monotonic() < deadline:
             for pid, words in killed.items():
@@ -120,63 +123,74 @@ class ProcessHost:
         self.sockets.close()
 
     def _known(self) -> set[int]:
-        known = {life.pid for life in self.lives.values()} | self.others | self._starter.helpers()
+        known = {life.pid for life in self.lives.values()} | self.others | self._starter.helpers() | self.spares.pids()
         return known if self._guard.pid is None else known | {self._guard.pid}
 
     # starting
 
-    def spawn(self, worker: WorkerSpec, instance: str, generation: int, env: dict[str, str]) -> Life:
-        """Start a process and watch it.
+    def spawn(
+        self, worker: WorkerSpec, instance: str, generation: int, env: dict[str, str], *, warm: bool = False
+    ) -> Life:
+        """Start a process and watch it; `warm` takes a spare if there is one.
 
         Raises:
             SpawnError: no process came to be; nothing is left open.
         """
         with contextlib.ExitStack() as ours_on_failure, contextlib.ExitStack() as theirs:
-            streams: tuple[tuple[Stream, str | None], ...] = (
-                ("stdout", worker.logs.stdout),
-                ("stderr", worker.logs.stderr),
-            )
-            files = [self._file(to, worker, instance, ours_on_failure) for _, to in streams]
-            ends: list[int] = []
-            reads: list[tuple[int, Stream, LogFile | None]] = []
-            for (stream, to), file in zip(streams, files, strict=True):
-                if to == "inherit":
-                    ends.append(1 if stream == "stdout" else 2)
-                    continue
-                read, write = os.pipe()
-                ours_on_failure.callback(os.close, read)
-                theirs.callback(os.close, write)
-                ends.append(write)
-                reads.append((read, stream, file))
-            if worker.target is not None:
-                life = self._start_function(worker, instance, generation, ends)
+            to: dict[Stream, str | None] = {"stdout": worker.logs.stdout, "stderr": worker.logs.stderr}
+            files = {stream: self._file(path, worker, instance, ours_on_failure) for stream, path in to.items()}
+            spare = self.spares.take(worker.name) if warm else None
+            if spare is not None:
+                life, reads = _life(instance, generation, spare.begun), spare.reads
+                self._guard.remove(life.group)
             else:
-                life = self._start_command(worker, instance, generation, ends, env)
+                ends, reads = self._pipes(worker, ours_on_failure, theirs)
+                if worker.target is not None:
+                    life = self._start_function(worker, instance, generation, ends)
+                else:
+                    life = self._start_command(worker, instance, generation, ends, env)
             ours_on_failure.pop_all()
-        life.files = [file for file in files if file is not None]
-        life.pipes = frozenset(os.fstat(read).st_ino for read, _, _ in reads)
-        life.drains = [Drain(read, self._emitter(life, stream, file)) for read, stream, file in reads]
+        life.files = [file for file in files.values() if file is not None]
+        life.pipes = frozenset(os.fstat(read).st_ino for read, _ in reads)
+        life.drains = [Drain(read, self._emitter(life, stream, files[stream])) for read, stream in reads]
         self.lives[instance, generation] = life
         self._guard.add(life.group, worker.stop.timeout)
         self._loop.add_reader(life.pidfd, self._died, life)
         return life
+
+    @staticmethod
+    def _pipes(worker: WorkerSpec, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[list[int], Reads]:
+        """Return the descriptors for a child's stdout and stderr, and the ends that we read."""
+        ends: list[int] = []
+        reads: list[tuple[int, Stream]] = []
+        to: tuple[tuple[Stream, str | None], ...] = (("stdout", worker.logs.stdout), ("stderr", worker.logs.stderr))
+        for number, (stream, path) in enumerate(to, start=1):
+            if path == "inherit":
+                ends.append(number)
+                continue
+            read, write = os.pipe()
+            ours.callback(os.close, read)
+            theirs.callback(os.close, write)
+            ends.append(write)
+            reads.append((read, stream))
+        return ends, tuple(reads)
+
+    def _start_spare(self, worker: WorkerSpec, env: dict[str, str]) -> Spare:
+        with contextlib.ExitStack() as ours_on_failure, contextlib.ExitStack() as theirs:
+            ends, reads = self._pipes(worker, ours_on_failure, theirs)
+            passed = (*ends, *self.sockets.descriptors(worker.sockets))
+            path = list(self._spec.python_path)
+            warm = {"target": worker.target, "env": env, "cwd": worker.cwd, "python_path": path}
+            begun = self._starter.start(worker, f"spare of {worker.name}", passed, warm=warm)
+            ours_on_failure.pop_all()
+        return Spare(begun, reads)
 
     def _start_function(self, worker: WorkerSpec, instance: str, generation: int, ends: Sequence[int]) -> Life:
         try:
             begun = self._starter.start(worker, instance, (*ends, *self.sockets.descriptors(worker.sockets)))
         except (OSError, EOFError, ValueError) as error:
             raise SpawnError(f"{worker.start_method} failed: {str(error) or type(error).__name__}") from error
-        return Life(
-            instance,
-            generation,
-            begun.pid,
-            time.monotonic(),
-            begun.pidfd,
-            begun.pid,
-            pipe=begun.pipe,
-            sentinel=begun.sentinel,
-            process=begun.process,
-        )
+        return _life(instance, generation, begun)
 
     def _start_command(
         self, worker: WorkerSpec, instance: str, generation: int, ends: Sequence[int], env: dict[str, str]
@@ -347,3 +361,10 @@ class ProcessHost:
             uptime=round(time.monotonic() - life.started_at, 3),
             stderr_tail=tuple(line.message for line in tail) if facts.code != 0 else (),
         )
+
+
+def _life(instance: str, generation: int, begun: Begun) -> Life:
+    now = time.monotonic()
+    life = Life(instance, generation, begun.pid, now, begun.pidfd, begun.pid, pipe=begun.pipe)
+    life.sentinel, life.process = begun.sentinel, begun.process
+    return life

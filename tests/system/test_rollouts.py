@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kit import App, wait_for
 
@@ -202,3 +203,56 @@ def test_signal_reset_and_graph(run: Callable[[str], App]) -> None:
     assert found["groups"] == [{"name": "g", "members": ["a", "b"], "strategy": "one-for-all", "group": None}]
     assert one.ctl("stop", "g").returncode == 0
     assert {row["state"] for name, row in one.status().items() if name[0] in "ab"} == {"stopped"}
+
+
+def test_recycling_by_requests_under_load_fails_no_request(run: Callable[[str], App]) -> None:
+    pool = (
+        "pool: {target: 'targets:pool', instances: 2, ready: ipc, heartbeat: {interval: 50ms, timeout: 5s},"
+        " recycle: {requests: 100}}"
+    )
+    one = run(f"workers:\n  {pool}\n  load: {{target: 'targets:load'}}\n")
+    for name in ("pool:0", "pool:1"):
+        one.wait_state(name, "ready", generation=3)
+    done, failed = counts(one)
+    assert failed == 0, one.ctl("logs", "load").stdout
+    assert done > 200
+    causes = [event["cause"] for event in one.events() if event["to"] == "starting" and event["generation"] == 2]
+    assert all(cause.startswith("recycle: requests ") for cause in causes)
+    assert all(row["restarts"] == 0 for row in one.status().values())
+
+
+def test_recycling_by_age_and_memory(run: Callable[[str], App]) -> None:
+    one = run(
+        "workers:\n"
+        "  old: {command: [sleep, '1000'], recycle: {age: 300ms, jitter: 0}}\n"
+        "  big: {command: [sleep, '1000'], recycle: {memory: 100KiB}}\n"
+    )
+    one.wait_state("old:0", "ready", generation=3)
+    one.wait_state("big:0", "ready", generation=2)
+    causes = {event["cause"] for event in one.events() if event["to"] == "starting" and event["generation"] == 2}
+    assert "recycle: age 0.3 s: replaces generation 1" in causes
+    assert any(cause.startswith("recycle: memory ") for cause in causes)
+
+
+def test_a_spare_takes_over_and_the_next_one_is_warmed(run: Callable[[str], App]) -> None:
+    one = run("workers:\n  pool: {target: 'targets:pool', instances: 2, spares: 1, ready: ipc}\n")
+    one.wait_state("pool:0", "ready")
+    row = one.wait_state("pool:1", "ready")
+    server = psutil.Process(row["pid"]).ppid()
+
+    def spares() -> set[int]:
+        return {child.pid for child in psutil.Process(server).children()} - {
+            life["pid"] for life in one.status().values()
+        }
+
+    for generation in (2, 3):
+        warm = wait_for(spares, "a spare is there")
+        os.kill(row["pid"], signal.SIGKILL)
+        row = one.wait_state("pool:1", "ready", generation=generation)
+        assert {row["pid"]} == warm
+        assert row["restarts"] == generation - 1
+    assert one.ctl("request", "pool.work", "1", "--slot", "1").stdout.strip() == "1"
+    warm = wait_for(spares, "a spare is there")
+    assert one.ctl("reload", "pool").returncode == 0
+    assert warm.isdisjoint(life["pid"] for life in one.status().values()), "a reload wants the code as it is now"
+    wait_for(lambda: spares() - warm, "a fresh spare is there")

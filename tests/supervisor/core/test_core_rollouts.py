@@ -307,7 +307,7 @@ def test_a_recycling_that_fails_is_tried_again_after_a_while(desk) -> None:
 def test_a_spare_takes_over_at_once_and_delays_begin_with_the_second_failure(desk) -> None:
     it = pool(desk, 1, spares=1)
     assert it.die("a:0", BAD) == []
-    assert it.wait(0) == [Spawn("a:0", 2)]
+    assert it.wait(0) == [Spawn("a:0", 2, warm=True)]
     it.run("a:0")
     it.die("a:0", BAD)
     assert it["a:0"].next_restart_at == it.now + 0.4
