@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import random
+from collections.abc import Callable
 from typing import Any
 
 from smartipc.ipc import links
@@ -17,12 +20,18 @@ from smartipc.ipc.drivers.base import LinkHost, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, NoSuchWorker, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.resilience.breaker import Breaker, Breakers
+from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.trust.neighbours import dial_life, is_life
 
+log = logging.getLogger("smartipc.calling")
+
 _LAST_WORDS = 0.05
 """Seconds for the last answers of a process that is gone; a descendant may hold its socket open for ever."""
+_AVOIDED = 1 << 30
+"""Added to the outstanding calls of an instance whose circuit is open: others come first."""
 _AT_ONCE = 3
 """Refusals in a row that are tried elsewhere without a pause."""
 DIAL_AGAIN = 0.01
@@ -48,8 +57,10 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] | None = None
         self._turn = 0
-        self._directs: dict[str, tuple[DirectoryState, Link, Entry]] = {}
+        self._directs: dict[str, tuple[DirectoryState, Link, Entry, Breaker | None]] = {}
         self._late = 0
+        self.circuits = Breakers(launch.breaker, launch.breakers)
+        self.budget = RetryBudget()
         self._ending: set[Link] = set()
 
     def __repr__(self) -> str:
@@ -150,19 +161,23 @@ class Caller:
                 if decision == "raise":
                     raise
                 if decision == "retry":
+                    if not self.budget.spend(self._loop.time(), self.circuits.calls):
+                        raise
                     attempt += 1
             if not self._another_ready(worker, slot, entry):
-                await self.change(min(deadline, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
+                await self.change(min(deadline, self._loop.time() + attempts.pause(attempt, random.random())))  # noqa: S311
             refused = refused + 1 if decision == "again" else 0
             if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
                 await asyncio.sleep(attempts.BACKOFF)
 
-    def direct(self, name: str) -> tuple[Link, Entry] | None:
+    def direct(self, name: str) -> tuple[Link, Entry, Breaker | None] | None:
         """Return the open link that a call with nothing special goes to now, if there is nothing to wait for."""
         known = self._directs.get(name)
         state = self._directory.state
-        if known is not None and known[0] is state and not known[1].closed:
-            return known[1], known[2]
+        if known is not None and known[0] is state and not known[1].closed and not self.circuits.trouble:
+            return known[1], known[2], known[3]
+        if self.circuits.trouble:
+            return None
         worker = worker_of(name)
         self._turn += 1
         entry = balance.select(state, worker, outstanding=self.outstanding, turn=self._turn)
@@ -171,11 +186,12 @@ class Caller:
         link = self.links.get((entry.instance, entry.generation))
         if link is None or link.closed:
             return None
+        circuit = self.circuits.of(entry.instance, entry.generation, name)
         if sum(one.ready for one in state.by_worker[worker]) == 1:
             if len(self._directs) >= _DIRECTS:
                 self._directs.clear()
-            self._directs[name] = state, link, entry
-        return link, entry
+            self._directs[name] = state, link, entry, circuit
+        return link, entry, circuit
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
         """Choose an instance, wait until it is ready, and return an open link to it.
@@ -229,29 +245,43 @@ class Caller:
         declared: tuple[type[BaseException], ...] = (),
     ) -> bytes:
         """Make one attempt at one life; a lost link becomes WorkerDied with its exit facts where they are known."""
-        left = deadline - self._loop.time()
+        now = self._loop.time()
+        left = deadline - now
         if left <= 0:
             raise RequestTimeout(None, method=method, instance=entry.instance, processed="no")
+        circuit = self.circuits.enter(entry.instance, entry.generation, method, now)
         try:
             link = self.link_to(entry)
-            return await link.call(method, payload, timeout=left, headers=headers, attempt=attempt)
-        except (RemoteFault, ConnectionLost) as error:
+            reply = await link.call(method, payload, timeout=left, headers=headers, attempt=attempt)
+        except (RemoteFault, RequestTimeout, ConnectionLost) as error:
             failure: SmartIpcError = error
         except (ConnectFailed, BlockingIOError) as failed:
             failure = ConnectionLost(
                 entry.instance, str(failed), method=method, instance=entry.instance, processed="no"
             )
+        except BaseException:  # cancelled, or never sent: nothing is known of the other side
+            if circuit is not None:
+                circuit.abandon()
+            raise
+        else:
+            if circuit is not None:
+                circuit.passed(now)
+            return reply
         return await self._fail(failure, entry, method, declared)
 
     async def _fail(
         self, failure: SmartIpcError, entry: Entry, method: str, declared: tuple[type[BaseException], ...]
     ) -> bytes:
-        """Raise what a link's failure means for the caller."""
+        """Raise what a link's failure means for the caller, and tell the destination's circuit."""
+        error: BaseException = failure
         if isinstance(failure, RemoteFault):
-            raise failure.error(method=method, instance=entry.instance, declared=declared)
-        if isinstance(failure, ConnectionLost):
-            raise await self._lost(failure, entry, method)
-        raise failure
+            error = failure.error(method=method, instance=entry.instance, declared=declared)
+        elif isinstance(failure, ConnectionLost):
+            error = await self._lost(failure, entry, method)
+        circuit = self.circuits.of(entry.instance, entry.generation, method)
+        if self.circuits.failed(circuit, error, self._loop.time()):
+            log.warning("circuit.changed: %s on %s is %s", method, entry.instance, circuit.state if circuit else "")
+        raise error
 
     def _another_ready(self, worker: str, slot: int | None, lost: Entry) -> bool:
         """Tell whether the next attempt would go elsewhere: then it need not wait."""
@@ -280,7 +310,7 @@ class Caller:
                 slot=slot,
                 key=key,
                 method=method,
-                outstanding=self.outstanding,
+                outstanding=self.outstanding if not self.circuits.trouble else self._rank(method),
                 turn=self._turn,
             )
             if isinstance(chosen, Entry):
@@ -289,6 +319,15 @@ class Caller:
                 raise chosen
             if not await self.change(deadline):
                 raise RequestTimeout(timeout, chosen.reason, method=method, processed="no")
+
+    def _rank(self, method: str) -> Callable[[Entry], int]:
+        """Return how instances are preferred while a circuit is open: such ones last."""
+
+        def outstanding(entry: Entry) -> int:
+            closed = self.circuits.closed(entry.instance, entry.generation, method)
+            return self.outstanding(entry) + (0 if closed else _AVOIDED)
+
+        return outstanding
 
     async def link_when_possible(self, entry: Entry) -> Link | None:
         """Return a link to a life, waiting out a full queue; None when the life is over."""

@@ -258,12 +258,12 @@ class Line(QuietHost):
                 # It refuses new calls and will go, or its handler's own call was lost: either way a moment later.
                 await self.change(min(until, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
 
-    def direct(self, name: str) -> tuple[Link, Link] | None:  # noqa: ARG002 - there is one server
+    def direct(self, name: str) -> tuple[Link, Link, None] | None:  # noqa: ARG002 - there is one server
         """Return the link if it can be used now; see Router."""
         link = self.link
         if link is None or link.closed or self._leaving or self.machine.state is not ClientState.CONNECTED:
             return None
-        return link, link
+        return link, link, None
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:  # noqa: ARG002 - see request
         """Return the link as soon as there is one; see Router."""

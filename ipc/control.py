@@ -59,6 +59,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     current: bool = True
     """Whether it is the one that the slot's requests go to. A replacement that starts and a replaced life that drains
     are beside it."""
+    allow: Allow | None = None
+    """What its worker may say and hear; None for everything."""
 
     @property
     def ready(self) -> bool:
@@ -97,6 +99,26 @@ class Subscription(msgspec.Struct, frozen=True, array_like=True):
     def flight(self) -> int:
         """How many messages of one publisher may be under way."""
         return flight(self.window, self.overflow)
+
+
+class Allow(msgspec.Struct, frozen=True, array_like=True):
+    """The written `allow` of one worker: patterns by kind. A kind that is missing permits nothing.
+
+    `request` covers calls, one-way messages, broadcasts, streams and channels, by "worker.method"; `publish` and
+    `subscribe` are about topics.
+    """
+
+    request: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+
+
+class BreakerPlan(msgspec.Struct, frozen=True):
+    """When a circuit breaker opens and for how long: a share of at least `of` calls failed; `open` is seconds."""
+
+    failures: float = 0.5
+    of: int = 20
+    open: float = 10.0
 
 
 class Directory(msgspec.Struct, frozen=True):
@@ -153,6 +175,14 @@ class Launch(msgspec.Struct, frozen=True):
     trust: Literal["app", "user"] = "app"
     """Who may connect to the worker's socket besides the app itself: nobody, or every process of the user."""
     directory: Directory = Directory(revision=0, full=True)
+    allow: Allow | None = None
+    """What this worker may say and hear; None for everything."""
+    breaker: BreakerPlan | None = BreakerPlan()
+    """For calls of this worker to workers that have no entry in `breakers`; None for no breaker."""
+    breakers: dict[str, BreakerPlan | None] = {}
+    """By called worker: what its own configuration says."""
+    rate_limit: float | None = None
+    """Requests and one-way messages a second that it takes, with a burst of one second's worth."""
     retained: str = ""
     """Folder of the last values of retained topics, "" for none."""
 

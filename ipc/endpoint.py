@@ -23,6 +23,7 @@ from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeo
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, deliver
+from smartipc.ipc.resilience.breaker import Breaker
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.transports.memory import new_buffer
@@ -64,7 +65,7 @@ class Router(Protocol):
         """
         ...
 
-    def direct(self, name: str) -> tuple[Link, Any] | None:
+    def direct(self, name: str) -> tuple[Link, Any, Breaker | None] | None:
         """Return the open link that a call with nothing special goes to now, and a name for it in Resume.
 
         None if there is anything to wait for, or to look at first: then `request` does it.
@@ -193,16 +194,20 @@ class Endpoint:
         resume: Resume | None = None
         direct = self._router.direct(name) if to is None and slot is None and key is None else None
         if direct is not None and not direct[0].closed:
-            link, target = direct
+            link, target, circuit = direct
             began = self._loop.time()
             ident, future = link.begin(name, encoded, timeout=budget, headers=headers)
             try:
-                return _decode(await future, contract, reply_type, name)
+                reply = await future
             except (RemoteFault, RequestTimeout, ConnectionLost) as failure:
                 resume = Resume(target, failure, began)
             except asyncio.CancelledError:
                 link.cancel(ident)
                 raise
+            else:
+                if circuit is not None:
+                    circuit.passed(began)
+                return _decode(reply, contract, reply_type, name)
         reply = await self._router.request(
             name,
             encoded,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from smartipc.ipc import control, links
 from smartipc.ipc.calling import Caller
 from smartipc.ipc.contracts import Topic
-from smartipc.ipc.control import Launch
+from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import QuietHost
@@ -29,10 +29,12 @@ from smartipc.ipc.protocol.events import (
     RequestReceived,
 )
 from smartipc.ipc.publishing import Hub, Messages, Publisher
+from smartipc.ipc.resilience.breaker import Breaker
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.serving import Server
+from smartipc.ipc.trust.gate import Gate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,6 +68,52 @@ class InstanceRouter:
         return self._hub.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
 
+class GuardedRouter(InstanceRouter):
+    """The Router of a worker whose configuration has an `allow`: asks first, then does the same."""
+
+    def __init__(self, caller: Caller, publisher: Publisher, hub: Hub, gate: Gate) -> None:
+        super().__init__(caller, publisher, hub)
+        self._caller = caller
+        self._gate = gate
+        self.request = self._request
+        self.reach = self._reach
+        self.broadcast = self._broadcast
+        self.direct = self._direct
+
+    async def _request(self, name: str, encoded: bytes, **more: Any) -> bytes:
+        self._gate.check("request", name)
+        return await self._caller.request(name, encoded, **more)
+
+    async def _reach(self, name: str, **more: Any) -> Link:
+        self._gate.check("request", name)
+        return await self._caller.reach(name, **more)
+
+    async def _broadcast(self, name: str, encoded: bytes, **more: Any) -> list[tuple[str, bytes | BaseException]]:
+        self._gate.check("request", name)
+        return await self._caller.broadcast(name, encoded, **more)
+
+    def _direct(self, name: str) -> tuple[Link, Entry, Breaker | None] | None:
+        self._gate.check("request", name)
+        return self._caller.direct(name)
+
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription that the directory lists, if this worker may publish there."""
+        self._gate.check("publish", topic)
+        await super().publish(topic, encoded, retain=retain)
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+        """Send to every subscription that the directory lists, or to none, if this worker may publish there."""
+        self._gate.check("publish", topic)
+        return super().publish_nowait(topic, encoded, retain=retain)
+
+    def subscribe(
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
+    ) -> Messages[Any]:
+        """Make a subscription, if this worker may hear all that falls under it."""
+        self._gate.check("subscribe", topic.name if isinstance(topic, Topic) else topic)
+        return super().subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
+
+
 class SmartIpc(Endpoint):
     """What a worker can say and hear. Made by the worker runtime, one per process.
 
@@ -81,9 +129,12 @@ class SmartIpc(Endpoint):
         self._caller = arrivals.caller = Caller(launch, directory, arrivals)
         retained = Retained(launch.retained, links.identity(launch))
         self._publisher = arrivals.publisher = Publisher(directory, self._caller, retained)
-        self._hub = arrivals.hub = Hub(launch, port, retained)
-        self._server = arrivals.server = Server(launch, registry, arrivals, directory)
-        super().__init__(registry, InstanceRouter(self._caller, self._publisher, self._hub))
+        gate = Gate(launch, directory)
+        self._hub = arrivals.hub = Hub(launch, port, retained, gate)
+        self._server = arrivals.server = Server(launch, registry, arrivals, directory, gate)
+        parts = self._caller, self._publisher, self._hub
+        router = GuardedRouter(*parts, gate) if gate.restricts else InstanceRouter(*parts)
+        super().__init__(registry, router)
         self.app = launch.app
         self.worker = launch.worker
         self.slot = launch.slot

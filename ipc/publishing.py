@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from smartipc.ipc import control
 from smartipc.ipc.calling import DIAL_AGAIN, Caller
 from smartipc.ipc.contracts import Topic
@@ -35,6 +37,7 @@ from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.routing.subscribers import Key, key_of
 from smartipc.ipc.subscriptions import Inbox, subscription_of
+from smartipc.ipc.trust.gate import Gate
 
 T = TypeVar("T")
 log = logging.getLogger("smartipc.topics")
@@ -333,7 +336,8 @@ class Messages(Generic[T]):
 class Hub:
     """The subscriptions of one handle."""
 
-    def __init__(self, launch: Launch, port: ControlPort, retained: Retained) -> None:
+    def __init__(self, launch: Launch, port: ControlPort, retained: Retained, gate: Gate) -> None:
+        self._gate = gate
         self._retained = retained
         self._instance = instance_name(launch)
         self._port = port
@@ -380,6 +384,9 @@ class Hub:
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass an arrived message on; one for a subscription that is gone is dropped."""
+        if not self._gate.hears(link.peer, event.topic) and event.topic:
+            log.warning("message on %s dropped: %s may not publish there", event.topic, link.peer and link.peer.name)
+            event = msgspec.structs.replace(event, topic="")
         messages = self._open.get(event.number)
         if messages is not None:
             messages.arrived(event, link)

@@ -25,6 +25,7 @@ from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
+from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
@@ -43,9 +44,18 @@ class Server:
         registry: the handlers.
         host: told what arrives besides requests.
         directory: who is where: who may connect, and as whom. Needed to listen.
+        gate: which requests may come in; None for all.
     """
 
-    def __init__(self, launch: Launch, registry: Registry, host: LinkHost, directory: Directory | None = None) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        registry: Registry,
+        host: LinkHost,
+        directory: Directory | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self._gate = gate
         self.links: set[Link] = set()
         self._launch = launch
         self._registry = registry
@@ -138,6 +148,10 @@ class Server:
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Start the handler, let it wait for a place, or refuse."""
+        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
+        if refused is not None:
+            link.fail(event.id, self._registry.fault(refused, ()))
+            return
         known = self._registry.handlers.get(event.method)
         if known is not None and known.plain and len(self._running) < self._launch.concurrency_running:
             self._call(known, link, event)
@@ -245,6 +259,10 @@ class Server:
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Run the handler of a one-way message; its failures are logged, nobody waits for them."""
+        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
+        if refused is not None:
+            log.warning("one-way message of %s dropped: %s", link.peer.name if link.peer else "", refused)
+            return
         handler = self._registry.find(event.method)
         sender = link.peer.name if link.peer else ""
         if isinstance(handler, Fault):
@@ -268,7 +286,7 @@ class Server:
     def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
         """Run the handler of one-way messages for each, in order."""
         handler = self._registry.handlers.get(event.method)
-        if handler is not None and handler.plain:
+        if handler is not None and handler.plain and (self._gate is None or self._gate.open):
             payloads = codec.decode_all(event.payload, handler.request)
             if payloads is not None:
                 function = handler.function

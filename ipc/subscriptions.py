@@ -87,7 +87,7 @@ class Inbox:
         """Keep a message, by the policy; return the count to acknowledge now, or None."""
         stale = event.stamp and not self._is_newest(event, link)
         if self.overflow == "block":
-            if stale:
+            if stale or not event.topic:
                 return self.settle(link)
             self.waiting.append(_Item(event, link, 0))
             return None

@@ -10,13 +10,14 @@ from smartipc.ipc import control
 from smartipc.ipc.control import HeartbeatPlan, Launch
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import QuietHost
-from smartipc.ipc.errors import NoSuchMethod, SmartIpcError
+from smartipc.ipc.errors import NoSuchMethod, PermissionDenied, SmartIpcError
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.trust.allow import permits
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
 from smartipc.supervisor.core.facts import Beat, BecameReady, Measured, Started
 from smartipc.supervisor.core.orders import Spawn
-from smartipc.supervisor.core.spec import WorkerSpec
+from smartipc.supervisor.core.spec import BreakerSpec, WorkerSpec
 from smartipc.supervisor.host import limits
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class WorkerPipe(QuietHost):
 
     def _subscribe(self, link: Link, ident: int, request: control.SubscribeRequest) -> None:
         life = self._life
+        allow = allow_of(self._worker)
+        if allow is not None and not permits(allow, "subscribe", request.pattern):
+            link.fail(ident, fault_of(PermissionDenied(method=request.pattern, instance=life.instance)))
+            return
         self._app.book.subscribe(request.subscription(life.instance, life.generation))
         self._app.tell()
         self._app.book.barrier(lambda: link.reply(ident, codec.EMPTY))
@@ -144,4 +149,18 @@ class WorkerPipe(QuietHost):
             trust=app.spec.supervisor.trust,
             directory=app.book.join((life.instance, life.generation)),
             retained=app.retained,
+            allow=allow_of(worker),
+            breaker=_plan(worker.breaker),
+            breakers={one.name: _plan(one.breaker) for one in app.spec.workers if one.own_breaker},
+            rate_limit=worker.rate_limit,
         )
+
+
+def allow_of(worker: WorkerSpec) -> control.Allow | None:
+    """Return what a worker may say and hear as its peers are told; None for everything."""
+    allow = worker.allow
+    return control.Allow(allow.request, allow.publish, allow.subscribe) if allow is not None else None
+
+
+def _plan(breaker: BreakerSpec | None) -> control.BreakerPlan | None:
+    return control.BreakerPlan(breaker.failures, breaker.of, breaker.open) if breaker is not None else None

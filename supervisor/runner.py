@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 
 from smartipc.ipc import control
-from smartipc.ipc.control import Entry, ExitFacts
+from smartipc.ipc.control import Allow, Entry, ExitFacts
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
@@ -60,7 +60,7 @@ from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDir
 from smartipc.supervisor.host.runs import Runs
 from smartipc.supervisor.measuring import Measuring
 from smartipc.supervisor.operator import Operator
-from smartipc.supervisor.pipe import WorkerPipe
+from smartipc.supervisor.pipe import WorkerPipe, allow_of
 from smartipc.supervisor.probing import Probing
 from smartipc.supervisor.readiness import LogReadiness
 from smartipc.supervisor.status import Meter
@@ -438,6 +438,7 @@ class App:
             address=self.address(order.instance, view.generation) if view.pid is not None else "",
             last_exit=view.last_exit,
             last_exit_generation=view.last_exit_generation,
+            allow=self._allow_of(view.worker),
         )
         self.book.set(entry)
         if order.generation not in (0, view.generation):
@@ -492,6 +493,10 @@ class App:
     def spec(self) -> AppSpec:
         """The configuration as it holds now."""
         return self.core.spec
+
+    def _allow_of(self, worker: str) -> Allow | None:
+        """Return what a worker may say and hear; one that is being removed is no longer in the spec."""
+        return next((allow_of(one) for one in self.spec.workers if one.name == worker), None)
 
     def address(self, instance: str, generation: int) -> str:
         """Return where a life listens."""

@@ -11,8 +11,9 @@ handler's own exception) is told by `counts`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
 
+from smartipc.ipc.control import BreakerPlan
 from smartipc.ipc.errors import CircuitOpen, ConnectFailed, ConnectionLost, Overloaded, RequestTimeout, WorkerDied
 
 WINDOW = 60.0
@@ -20,16 +21,7 @@ WINDOW = 60.0
 _SLICES = 6
 _SLICE = WINDOW / _SLICES
 _DESTINATIONS = 4096
-"""Breakers kept; the one used longest ago is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class BreakerPlan:
-    """When a breaker opens and for how long. `failures` is a share of at least `of` calls; `open` is seconds."""
-
-    failures: float = 0.5
-    of: int = 20
-    open: float = 10.0
+"""Breakers kept; the oldest is forgotten."""
 
 
 def counts(error: BaseException) -> bool:
@@ -40,19 +32,22 @@ def counts(error: BaseException) -> bool:
 class Breaker:
     """The state of one destination."""
 
-    __slots__ = ("_failed", "_open_until", "_plan", "_probing", "_slices", "_total")
+    __slots__ = ("_calls", "_failed", "_failures", "_open_until", "_past", "_plan", "_probing", "_slice_until", "total")
 
     def __init__(self, plan: BreakerPlan) -> None:
         self._plan = plan
-        self._slices: list[tuple[int, int, int]] = []
-        """(number of the slice, calls, failures), the newest last."""
-        self._total = 0
-        self._failed = 0
+        self._calls = self._failures = 0
+        """Of the slice of time that runs."""
+        self._slice_until = 0.0
+        self._past: list[tuple[float, int, int]] = []
+        """(end, calls, failures) of the slices before, the newest last."""
+        self.total = self._failed = 0
+        """Of the last minute."""
         self._open_until: float | None = None
         self._probing = False
 
     def __repr__(self) -> str:
-        return f"<Breaker {self.state}, {self._failed} of {self._total} failed>"
+        return f"<Breaker {self.state}, {self._failed} of {self.total} failed>"
 
     @property
     def state(self) -> str:
@@ -75,6 +70,14 @@ class Breaker:
         self._probing = True
         return None
 
+    def passed(self, now: float) -> bool:
+        """Note that a call did not fail; return whether the state has changed."""
+        if self._open_until is None and now < self._slice_until:
+            self._calls += 1
+            self.total += 1
+            return False
+        return self.record(now, failed=False)
+
     def record(self, now: float, *, failed: bool) -> bool:
         """Note a call's outcome; return whether the state has changed."""
         if self._open_until is not None:
@@ -87,8 +90,8 @@ class Breaker:
             self._open_until = None
             self._forget()
             return True
-        self._count(int(now // _SLICE), failed)
-        if not failed or self._total < self._plan.of or self._failed < self._plan.failures * self._total:
+        self._count(now, failed)
+        if not failed or self.total < self._plan.of or self._failed < self._plan.failures * self.total:
             return False
         self._open_until = now + self._plan.open
         return True
@@ -97,74 +100,90 @@ class Breaker:
         """Note that a call ended without an outcome, such as by its caller's cancellation."""
         self._probing = False
 
-    def _count(self, number: int, failed: bool) -> None:
-        slices = self._slices
-        self._total += 1
+    def _count(self, now: float, failed: bool) -> None:
+        if now >= self._slice_until:
+            if self._calls:
+                self._past.append((self._slice_until, self._calls, self._failures))
+            self._calls = self._failures = 0
+            self._slice_until = (now // _SLICE + 1) * _SLICE
+            while self._past and self._past[0][0] <= now - WINDOW + _SLICE:
+                _, calls, failures = self._past.pop(0)
+                self.total -= calls
+                self._failed -= failures
+        self._calls += 1
+        self.total += 1
+        self._failures += failed
         self._failed += failed
-        if slices and slices[-1][0] == number:
-            _, calls, failures = slices[-1]
-            slices[-1] = (number, calls + 1, failures + failed)
-            return
-        slices.append((number, 1, int(failed)))
-        while slices[0][0] <= number - _SLICES:
-            _, calls, failures = slices.pop(0)
-            self._total -= calls
-            self._failed -= failures
 
     def _forget(self) -> None:
-        self._slices.clear()
-        self._total = self._failed = 0
+        self._past.clear()
+        self._calls = self._failures = self.total = self._failed = 0
 
 
 class Breakers:
-    """The breakers of all destinations that a process calls.
+    """The breakers of all destinations that a process calls: a method of one life of an instance. For any thread.
+
+    A new life begins with a closed one: what was wrong may have been what it was restarted for.
 
     Args:
-        plan: None switches them off.
+        plan: for workers that have none of their own; None for no breaker.
+        plans: by called worker.
     """
 
-    def __init__(self, plan: BreakerPlan | None) -> None:
+    def __init__(self, plan: BreakerPlan | None, plans: Mapping[str, BreakerPlan | None] | None = None) -> None:
+        self.trouble = False
+        """Whether one has ever opened: only then is there anything to look up."""
         self._plan = plan
-        self._known: OrderedDict[tuple[str, str], Breaker] = OrderedDict()
+        self._plans = plans or {}
+        self._known: OrderedDict[tuple[str, int, str], Breaker] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<Breakers of {len(self._known)} destinations>"
 
-    def check(self, instance: str, method: str, now: float) -> None:
-        """Ask before a call.
+    def of(self, instance: str, generation: int, method: str) -> Breaker | None:
+        """Return the breaker of a destination; None if it has none."""
+        key = (instance, generation, method)
+        breaker = self._known.get(key)
+        if breaker is None:
+            plan = self._plans.get(instance.rpartition(":")[0], self._plan)
+            if plan is None:
+                return None
+            if len(self._known) >= _DESTINATIONS:
+                self._known.popitem(last=False)
+            breaker = self._known[key] = Breaker(plan)
+        return breaker
+
+    @property
+    def calls(self) -> int:
+        """Calls of the last minute to all destinations that have a breaker, as of the last one to each."""
+        return sum(breaker.total for breaker in list(self._known.values()))
+
+    def enter(self, instance: str, generation: int, method: str, now: float) -> Breaker | None:
+        """Ask before a call; tell the breaker that is returned how it went.
 
         Raises:
             CircuitOpen: not now; `retry_after` says when.
         """
-        breaker = self._known.get((instance, method))
-        if breaker is not None:
+        breaker = self.of(instance, generation, method)
+        if breaker is not None and self.trouble:
             wait = breaker.refuses(now)
             if wait is not None:
                 raise CircuitOpen(wait, method=method, instance=instance, processed="no")
+        return breaker
 
-    def record(self, instance: str, method: str, now: float, *, failed: bool) -> bool:
-        """Note a call's outcome; return whether that breaker's state has changed."""
-        if self._plan is None:
-            return False
-        key = (instance, method)
-        breaker = self._known.get(key)
+    def failed(self, breaker: Breaker | None, error: BaseException, now: float) -> bool:
+        """Note how a call failed; return whether its breaker has opened or closed."""
         if breaker is None:
-            if len(self._known) >= _DESTINATIONS:
-                self._known.popitem(last=False)
-            breaker = self._known[key] = Breaker(self._plan)
-        return breaker.record(now, failed=failed)
+            return False
+        changed = breaker.record(now, failed=counts(error))
+        self.trouble = self.trouble or changed
+        return changed
 
-    def abandon(self, instance: str, method: str) -> None:
-        """Note that a call ended without an outcome."""
-        breaker = self._known.get((instance, method))
-        if breaker is not None:
-            breaker.abandon()
-
-    def forget(self, instance: str) -> None:
-        """Give a fresh life of an instance a fresh start."""
-        for key in [key for key in self._known if key[0] == instance]:
-            del self._known[key]
+    def closed(self, instance: str, generation: int, method: str) -> bool:
+        """Tell whether calls to a destination are let through as usual."""
+        breaker = self._known.get((instance, generation, method))
+        return breaker is None or breaker.state == "closed"
 
     def states(self) -> dict[tuple[str, str], str]:
-        """Return the state of every breaker that is not closed."""
-        return {key: one.state for key, one in self._known.items() if one.state != "closed"}
+        """Return the state of every breaker that is not closed, by instance and method."""
+        return {key[::2]: one.state for key, one in list(self._known.items()) if one.state != "closed"}

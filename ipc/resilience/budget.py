@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 RATIO = 0.1
-"""Retries that each call earns (SPEC: at most a tenth of recent calls)."""
-RESERVE = 10.0
-"""Retries that are free before any call was made, and the most that can be saved up by a quiet process."""
+"""Retries that each recent call allows (SPEC 11: at most a tenth of recent calls)."""
+RESERVE = 32
+"""Retries a minute that are free however few the calls are: a whole look-ahead of `map` that loses its instance."""
+WINDOW = 60.0
+"""Seconds that are recent."""
 
 
 class RetryBudget:
-    """A purse that calls fill and retries empty; it never holds more than RESERVE, so only recent calls count."""
+    """The retries of the last minute."""
 
-    __slots__ = ("_saved", "refused")
+    __slots__ = ("_spent", "refused")
 
     def __init__(self) -> None:
-        self._saved = RESERVE
+        self._spent: deque[float] = deque()
         self.refused = 0
         """Retries that were not made for want of budget."""
 
     def __repr__(self) -> str:
-        return f"<RetryBudget {self._saved:.1f} saved, {self.refused} refused>"
+        return f"<RetryBudget {len(self._spent)} spent, {self.refused} refused>"
 
-    def earn(self) -> None:
-        """Note a call."""
-        if self._saved < RESERVE:
-            self._saved = min(RESERVE, self._saved + RATIO)
-
-    def spend(self) -> bool:
-        """Take one retry out, or count that there was none."""
-        if self._saved < 1.0:
+    def spend(self, now: float, calls: int) -> bool:
+        """Note a retry and allow it, or count that there was no budget for it; `calls` are those of the last minute."""
+        spent = self._spent
+        while spent and spent[0] <= now - WINDOW:
+            spent.popleft()
+        if len(spent) >= max(RESERVE, RATIO * calls):
             self.refused += 1
             return False
-        self._saved -= 1.0
+        spent.append(now)
         return True

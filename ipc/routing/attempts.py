@@ -27,6 +27,21 @@ def lost(error: ConnectionLost, state: DirectoryState, instance: str, generation
     )
 
 
+def pause(attempt: int, random: float) -> float:
+    """Return seconds to wait behind attempt number `attempt`: BACKOFF, doubling, by up to a quarter more or less.
+
+    Args:
+        attempt: from 1.
+        random: drawn in [0, 1) by the caller; 0.5 means no jitter.
+    """
+    from tenacity import RetryCallState, Retrying, wait_exponential
+
+    wait = wait_exponential(multiplier=BACKOFF, exp_base=2)
+    state = RetryCallState(Retrying(wait=wait), None, (), {})
+    state.attempt_number = attempt
+    return float(wait(state)) * (0.75 + random / 2)
+
+
 def after(error: BaseException, *, idempotent: bool, attempt: int) -> Literal["again", "retry", "raise"]:
     """Decide on a failed attempt: "again" costs no attempt (nothing ran), "retry" is the next one, or give up."""
     if not isinstance(error, (ConnectionLost, WorkerDied)):

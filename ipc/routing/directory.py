@@ -22,7 +22,7 @@ class DirectoryState:
     because one comes or goes, and a publisher that sees a newer one early does nothing wrong.
     """
 
-    __slots__ = ("beside", "by_worker", "entries", "revision", "subscribed", "subscriptions")
+    __slots__ = ("beside", "by_worker", "entries", "restricted", "revision", "subscribed", "subscriptions")
 
     def __init__(
         self,
@@ -34,6 +34,8 @@ class DirectoryState:
         self.revision = revision
         self.entries = {entry.instance: entry for entry in entries}
         self.beside = {(entry.instance, entry.generation): entry for entry in beside}
+        self.restricted = any(entry.allow is not None for entry in self.entries.values())
+        """Whether some worker may not say and hear everything."""
         workers: dict[str, list[Entry]] = {}
         for entry in self.entries.values():
             workers.setdefault(entry.worker, []).append(entry)

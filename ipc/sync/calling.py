@@ -7,7 +7,9 @@ what a failure means, is decided in routing.
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import select
 import threading
 import time
@@ -20,6 +22,7 @@ from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
+    CircuitOpen,
     ConnectFailed,
     ConnectionLost,
     LocalProtocolError,
@@ -30,10 +33,14 @@ from smartipc.ipc.errors import (
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, ConsumedReceived
+from smartipc.ipc.resilience.breaker import Breaker, Breakers
+from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.sync.polling import IN, OUT, Waker
 from smartipc.ipc.trust.neighbours import dial_life, is_life
+
+log = logging.getLogger("smartipc.calling")
 
 Life = tuple[str, int]
 """An instance and its generation."""
@@ -60,9 +67,9 @@ class Call:
     """
 
     __slots__ = (
-        "attempt", "avoid", "deadline", "declared", "entry", "error", "fixed", "headers", "idempotent", "ident", "key",
-        "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "to", "waiting_for",
-        "where",
+        "attempt", "avoid", "circuit", "deadline", "declared", "entry", "error", "fixed", "headers", "idempotent",
+        "ident", "key", "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "to",
+        "waiting_for", "where",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +107,7 @@ class Call:
         self.avoid: set[Life] | None = None
         self.waiting_for = ""
         self.where = ""
+        self.circuit: Breaker | None = None
         self.reply: bytes | None = None
         self.error: BaseException | None = None
 
@@ -148,6 +156,8 @@ class Caller(QuietHost):
         self._wakers: list[Waker] = []
         self._turn = 0
         self._late = 0
+        self.circuits = Breakers(launch.breaker, launch.breakers)
+        self.budget = RetryBudget()
 
     def __repr__(self) -> str:
         return f"<Caller with {len(self.links)} links>"
@@ -282,13 +292,20 @@ class Caller(QuietHost):
             return
         call.entry = entry
         try:
+            call.circuit = self.circuits.enter(entry.instance, entry.generation, call.method, now)
             link = self.link_to(entry)
             call.ident = link.begin(call.method, call.payload, timeout=left, headers=call.headers, attempt=call.attempt)
             call.link = link
+        except CircuitOpen as refused:
+            call.error = refused
         except ConnectionLost as lost:
             self._mourn(call, lost)
         except (ConnectFailed, BlockingIOError) as failed:
             self._mourn(call, ConnectionLost(entry.instance, str(failed), processed="no"))
+        except BaseException:  # never sent: nothing is known of the other side
+            if call.circuit is not None:
+                call.circuit.abandon()
+            raise
 
     def drive(self, calls: Collection[Call]) -> None:
         """Work on all the calls until at least one is done; returns at once when one is."""
@@ -310,6 +327,8 @@ class Caller(QuietHost):
         if call.link is not None:
             call.link.cancel(call.ident)
             call.link = None
+            if call.circuit is not None:
+                call.circuit.abandon()
 
     def everyone(self, call: Call) -> list[Call]:
         """Return one call for every living instance of the address's worker, by slot.
@@ -373,6 +392,8 @@ class Caller(QuietHost):
         call.link = None
         try:
             call.reply = link.finish(call.ident)
+            if call.circuit is not None:
+                call.circuit.passed(time.monotonic())
         except RemoteFault as fault:
             error = fault.error(method=call.method, instance=entry.instance, declared=call.declared)
             self._failed(call, error)
@@ -381,6 +402,10 @@ class Caller(QuietHost):
         except ConnectionLost as lost:
             call.link = None
             self._mourn(call, lost)
+        except BaseException:  # interrupted
+            if call.circuit is not None:
+                call.circuit.abandon()
+            raise
 
     def _again(self, call: Call) -> None:
         """Go on with a call that rests: its instance's fate may be known now, or another one is ready."""
@@ -413,17 +438,23 @@ class Caller(QuietHost):
         """End the call, or prepare its next attempt: elsewhere at once, at the same place after a pause."""
         entry = call.entry
         assert entry is not None
+        if self.circuits.failed(call.circuit, error, time.monotonic()):
+            state = call.circuit.state if call.circuit is not None else ""
+            log.warning("circuit.changed: %s on %s is %s", call.method, entry.instance, state)
+        call.circuit = None
         if isinstance(error, RequestTimeout):
             call.error = RequestTimeout(
                 call.timeout, error.waiting_for, method=call.method, instance=entry.instance, processed=error.processed
             )
             return
         decision = "raise" if call.fixed else attempts.after(error, idempotent=call.idempotent, attempt=call.attempt)
+        if decision == "retry" and not self.budget.spend(time.monotonic(), self.circuits.calls):
+            decision = "raise"
         if decision == "raise":
             call.error = error
             return
         call.avoid = (call.avoid or set()) | {(entry.instance, entry.generation)}
-        pause = attempts.BACKOFF * 2 ** (call.attempt - 1)
+        pause = attempts.pause(call.attempt, random.random())  # noqa: S311 - jitter
         if decision == "retry":
             call.attempt += 1
         self._rest(call, time.monotonic() + pause)
@@ -452,7 +483,11 @@ class Caller(QuietHost):
             slot=call.slot,
             key=call.key,
             method=call.method,
-            outstanding=self.outstanding if call.avoid is None else lambda entry: self._rank(call, entry),
+            outstanding=(
+                self.outstanding
+                if call.avoid is None and not self.circuits.trouble
+                else lambda entry: self._rank(call, entry)
+            ),
             turn=self._turn,
         )
         if isinstance(chosen, Entry):
@@ -467,6 +502,7 @@ class Caller(QuietHost):
 
     def _rank(self, call: Call, entry: Entry) -> int:
         avoided = call.avoid is not None and (entry.instance, entry.generation) in call.avoid
+        avoided = avoided or not self.circuits.closed(entry.instance, entry.generation, call.method)
         return self.outstanding(entry) + (_AVOIDED if avoided else 0)
 
     def _rest(self, call: Call, until: float) -> None:

@@ -21,10 +21,11 @@ from smartipc.ipc.message import Peer
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.sync.calling import Caller
+from smartipc.ipc.sync.calling import Call, Caller
 from smartipc.ipc.sync.endpoint import Endpoint, refuse_async
 from smartipc.ipc.sync.publishing import Hub, Messages, Publisher
 from smartipc.ipc.sync.serving import Server
+from smartipc.ipc.trust.gate import Gate
 
 F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("smartipc.handle")
@@ -61,6 +62,52 @@ class InstanceRouter:
         return self._hub.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
 
+class GuardedRouter(InstanceRouter):
+    """The Router of a worker whose configuration has an `allow`: asks first, then does the same."""
+
+    def __init__(self, caller: Caller, publisher: Publisher, hub: Hub, gate: Gate) -> None:
+        super().__init__(caller, publisher, hub)
+        self._caller = caller
+        self._gate = gate
+        self.request = self._request
+        self.start = self._start
+        self.notify = self._notify
+        self.everyone = self._everyone
+
+    def _request(self, call: Call) -> bytes:
+        self._gate.check("request", call.method)
+        return self._caller.request(call)
+
+    def _start(self, call: Call) -> None:
+        self._gate.check("request", call.method)
+        self._caller.start(call)
+
+    def _notify(self, call: Call) -> None:
+        self._gate.check("request", call.method)
+        self._caller.notify(call)
+
+    def _everyone(self, call: Call) -> list[Call]:
+        self._gate.check("request", call.method)
+        return self._caller.everyone(call)
+
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+        """Send to every subscription that the directory lists, if this worker may publish there."""
+        self._gate.check("publish", topic)
+        super().publish(topic, encoded, retain=retain)
+
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+        """Send to every subscription that the directory lists, or to none, if this worker may publish there."""
+        self._gate.check("publish", topic)
+        return super().publish_nowait(topic, encoded, retain=retain)
+
+    def subscribe(
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
+    ) -> Messages[Any]:
+        """Make a subscription, if this worker may hear all that falls under it."""
+        self._gate.check("subscribe", topic.name if isinstance(topic, Topic) else topic)
+        return super().subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
+
+
 class SmartIpc(Endpoint):
     """What a blocking worker can say and hear. Made by the worker runtime, one per process.
 
@@ -78,11 +125,14 @@ class SmartIpc(Endpoint):
     def __init__(self, launch: Launch, directory: Directory, port: ControlPort) -> None:
         registry = Registry(launch.worker, links.instance_name(launch))
         self._caller = Caller(launch, directory)
-        self._server = Server(launch, registry, port, directory)
+        gate = Gate(launch, directory)
+        self._server = Server(launch, registry, port, directory, gate)
         retained = Retained(launch.retained, links.identity(launch))
         self._publisher = Publisher(directory, self._caller, self._server, retained)
-        self._hub = Hub(launch, port, self._server, retained)
-        super().__init__(registry, InstanceRouter(self._caller, self._publisher, self._hub))
+        self._hub = Hub(launch, port, self._server, retained, gate)
+        parts = self._caller, self._publisher, self._hub
+        router = GuardedRouter(*parts, gate) if gate.restricts else InstanceRouter(*parts)
+        super().__init__(registry, router)
         self.app = launch.app
         self.worker = launch.worker
         self.slot = launch.slot

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch, Subscription
@@ -37,6 +39,7 @@ from smartipc.ipc.routing.subscribers import Key, key_of
 from smartipc.ipc.subscriptions import Inbox, Kept, subscription_of
 from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller, Life
 from smartipc.ipc.sync.serving import Server
+from smartipc.ipc.trust.gate import Gate
 
 T = TypeVar("T")
 log = logging.getLogger("smartipc.topics")
@@ -403,7 +406,8 @@ class Messages(Generic[T]):
 class Hub:
     """The subscriptions of one handle."""
 
-    def __init__(self, launch: Launch, port: ControlPort, server: Server, retained: Retained) -> None:
+    def __init__(self, launch: Launch, port: ControlPort, server: Server, retained: Retained, gate: Gate) -> None:
+        self._gate = gate
         self._retained = retained
         self._instance = instance_name(launch)
         self._port = port
@@ -459,6 +463,9 @@ class Hub:
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass an arrived message on; one for a subscription that is gone is dropped."""
+        if not self._gate.hears(link.peer, event.topic) and event.topic:
+            log.warning("message on %s dropped: %s may not publish there", event.topic, link.peer and link.peer.name)
+            event = msgspec.structs.replace(event, topic="")
         messages = self._open.get(event.number)
         if messages is not None and messages.arrived(event, link):
             self._server.post(messages.deliver)

@@ -31,6 +31,7 @@ from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
+from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
 from smartipc.ipc.wire.heads import Fault
 
@@ -58,11 +59,18 @@ class Server(QuietHost):
         registry: the handlers.
         port: told that the home thread turns.
         directory: who is where: who may connect, and as whom. Needed to listen.
+        gate: which requests may come in; None for all.
     """
 
     def __init__(
-        self, launch: Launch, registry: Registry, port: ControlPort, directory: Directory | None = None
+        self,
+        launch: Launch,
+        registry: Registry,
+        port: ControlPort,
+        directory: Directory | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate
         self.links: dict[int, Link] = {}
         self.home = threading.get_ident()
         self.on_topic: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
@@ -318,6 +326,10 @@ class Server(QuietHost):
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Queue it, or refuse: one runs, the rest waits."""
+        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
+        if refused is not None:
+            link.fail(event.id, self._registry.fault(refused, ()))
+            return
         if self._requests < self._launch.concurrency_waiting + (not self._running):
             self._requests += 1
             self._queue.append((link, event))
@@ -326,6 +338,10 @@ class Server(QuietHost):
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Queue it; too many of them stop the reading, see _BACKLOG."""
+        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
+        if refused is not None:
+            log.warning("one-way message of %s dropped: %s", link.peer.name if link.peer else "", refused)
+            return
         self._queue.append((link, event))
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:

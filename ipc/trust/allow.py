@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from smartipc.ipc.control import Allow
 from smartipc.ipc.routing.topics import matches
 
 Action = Literal["request", "publish", "subscribe"]
 
 
-@dataclass(frozen=True, slots=True)
-class Allow:
-    """The written `allow` of one worker. A kind that is missing permits nothing.
-
-    Args:
-        request: patterns of "worker.method" that it may call, notify, stream and broadcast to.
-        publish: patterns of topics that it may publish.
-        subscribe: patterns of topics that it may hear.
-    """
-
-    request: tuple[str, ...] = ()
-    publish: tuple[str, ...] = ()
-    subscribe: tuple[str, ...] = ()
-
-    def permits(self, action: Action, name: str) -> bool:
-        """Tell whether it may; a pattern that is subscribed to must be covered as a whole."""
-        patterns: tuple[str, ...] = getattr(self, action)
-        if action == "subscribe":
-            return any(covers(pattern, name) for pattern in patterns)
-        return any(matches(pattern, name) for pattern in patterns)
+def permits(allow: Allow, action: Action, name: str) -> bool:
+    """Tell whether a worker may; a pattern that is subscribed to must be covered as a whole."""
+    patterns: tuple[str, ...] = getattr(allow, action)
+    if action == "subscribe":
+        return any(covers(pattern, name) for pattern in patterns)
+    return any(matches(pattern, name) for pattern in patterns)
 
 
 def covers(wider: str, pattern: str) -> bool:

@@ -22,7 +22,9 @@ from smartipc.supervisor.configuration.process_build import (
     surroundings,
 )
 from smartipc.supervisor.core.spec import (
+    AllowSpec,
     AppSpec,
+    BreakerSpec,
     ConcurrencySpec,
     GroupSpec,
     LogSpec,
@@ -98,6 +100,10 @@ def _worker(
         heartbeat=heartbeat(keys, is_command=is_command),
         stop=StopSpec(**sound(keys.get("stop", {}))),
         concurrency=ConcurrencySpec(**sound(keys.get("concurrency", {}))),
+        allow=AllowSpec(**sound(keys["allow"])) if "allow" in keys else None,
+        breaker=None if keys.get("breaker") == "off" else BreakerSpec(**sound(keys.get("breaker", {}))),
+        own_breaker="breaker" in keys,
+        rate_limit=keys.get("rate_limit"),
         env={**shared, **_env(keys, node, base, f"workers.{name}.", problems)},
         cwd=str(base / keys.get("cwd", ".")),
         **surroundings(keys),

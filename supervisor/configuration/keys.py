@@ -20,7 +20,7 @@ from smartipc.supervisor.configuration.fields import (
     Text,
 )
 from smartipc.supervisor.configuration.process_keys import HOOKS, LIMITS, PROBE, READY, SCHEDULE, SOCKET, UMASK
-from smartipc.supervisor.configuration.quantities import CronLine, HostPort, Size
+from smartipc.supervisor.configuration.quantities import CronLine, HostPort, Rate, Size
 
 NAME = r"[a-z][a-z0-9_-]*"
 CONDITIONS = ("started", "ready", "completed", "succeeded")
@@ -88,6 +88,28 @@ LOGS = Record(
     }
 )
 
+_PATTERNS = ListOf(
+    Text(
+        pattern=r"([^\s.*>]+|\*)(\.([^\s.*>]+|\*))*(\.>)?|>",
+        form="a pattern such as catalog.* or index.>",
+    ),
+    single=True,
+)
+ALLOW = Record(
+    {
+        "request": Field(_PATTERNS, "worker.method that it may call, notify, broadcast and stream to", "[]"),
+        "publish": Field(_PATTERNS, "topics that it may publish", "[]"),
+        "subscribe": Field(_PATTERNS, "topics that it may hear", "[]"),
+    }
+)
+BREAKER = Record(
+    {
+        "failures": Field(Number(above=0, most=1), "share of recent calls that failed", "0.5"),
+        "of": Field(Number(whole=True, least=1), "fewest calls in a minute that are judged", "20"),
+        "open": Field(Duration(), "time without calls before one is tried", "10s"),
+    }
+)
+
 WORKER_FIELDS = {
     "target": Field(Text(pattern=r"[^:\s]+:[^:\s]+", form="'package.module:function'"), "function to run"),
     "command": Field(ListOf(Text(), least=1), "program to run, as a list"),
@@ -126,6 +148,11 @@ WORKER_FIELDS = {
         "0",
     ),
     "concurrency": Field(CONCURRENCY, "how much it does at once"),
+    "allow": Field(ALLOW, "what it may say and hear; once written, nothing else", "everything"),
+    "breaker": Field(
+        Either(Choice(("off",)), BREAKER), "when calls to an instance are held back because too many of them fail"
+    ),
+    "rate_limit": Field(Rate(), "calls that an instance takes, with a burst of one second's worth", "none"),
     "env": Field(_ENV, "environment variables", "{}"),
     "env_file": Field(_PATH, "file of NAME=value lines"),
     "cwd": Field(_PATH, "working directory, relative to the file", "."),
@@ -149,10 +176,7 @@ WORKER_FIELDS = {
         "[]",
     ),
 }
-WORKER_LATER = frozenset(
-    {"allow", "rate_limit"}
-)  # fmt: skip
-WORKER = Record(WORKER_FIELDS, later=WORKER_LATER)
+WORKER = Record(WORKER_FIELDS)
 
 GROUP = Record(
     {
@@ -206,7 +230,7 @@ SUPERVISOR = Record(
     },
 )
 
-DEFAULTS = Record({n: f for n, f in WORKER_FIELDS.items() if n not in ("target", "command")}, later=WORKER_LATER)
+DEFAULTS = Record({n: f for n, f in WORKER_FIELDS.items() if n not in ("target", "command")})
 _WORKERS = MapOf(WORKER, key=NAME, key_words=_NAME_WORDS)
 APP = Record(
     {

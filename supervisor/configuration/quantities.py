@@ -52,6 +52,34 @@ class Size(Kind):
         return "a size"
 
 
+_RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)\Z")
+_RATE_HINT = "write 1000/s, 30/m or 5/h"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate(Kind):
+    """How many in a time, positive: 1000/s 30/m 5/h."""
+
+    def check(self, node: Node, path: str, problems: Problems) -> Any:
+        """Return how many a second."""
+        match = _RATE.match(node.value) if isinstance(node, Value) and isinstance(node.value, str) else None
+        if match is None:
+            return self.wrong(node, path, problems, _RATE_HINT)
+        found = float(match[1]) / {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+        if found <= 0:
+            problems.add(node.place, path, f"a rate must be positive, got {shown(node)}", _RATE_HINT)
+            return INVALID
+        return found
+
+    def schema(self) -> dict[str, Any]:
+        """Return a text with a unit."""
+        return {"type": "string", "pattern": r"^\d+(\.\d+)?/(s|m|h)$|\$"}
+
+    def words(self) -> str:
+        """Say what is expected."""
+        return "a rate"
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern(Kind):
     """A regular expression."""

@@ -28,7 +28,7 @@ _IN_PLACE = frozenset(
 )
 """Keys of workers that are looked at when they matter; all others are given to a process when it starts."""
 _PARTLY_IN_PLACE = {"stop": ("timeout",), "heartbeat": ("timeout",)}
-_NOT_KEYS = frozenset({"name", "says_ready"})
+_NOT_KEYS = frozenset({"name", "says_ready", "own_breaker"})
 _SUPERVISOR_IN_PLACE = frozenset({"shutdown_timeout", "on_idle"})
 
 Kind = Literal["add", "remove", "scale", "restart", "change"]

@@ -92,6 +92,24 @@ class ConcurrencySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AllowSpec:
+    """Patterns of what a worker may say and hear; a kind that is missing permits nothing."""
+
+    request: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSpec:
+    """When calls to an instance are held back: a share of at least `of` failed within a minute; `open` is seconds."""
+
+    failures: float = 0.5
+    of: int = 20
+    open: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """One named entry of `workers:`. Exactly one of target and command is set."""
 
@@ -123,6 +141,14 @@ class WorkerSpec:
     spares: int = 0
     """Warm processes kept ready; then the first restart of a failed instance has no delay."""
     concurrency: ConcurrencySpec = ConcurrencySpec()
+    allow: AllowSpec | None = None
+    """None: everything."""
+    breaker: BreakerSpec | None = BreakerSpec()
+    """None: off."""
+    own_breaker: bool = False
+    """Whether `breaker` is written for this worker: then it holds for calls to it, whoever makes them."""
+    rate_limit: float | None = None
+    """Calls a second that an instance takes."""
     env: dict[str, str] = field(default_factory=dict)
     """Already merged: top env_file < top env < worker env_file < worker env. The inherited one is added by the host."""
     cwd: str = "."

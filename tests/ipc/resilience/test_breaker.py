@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smartipc.ipc.control import BreakerPlan
 from smartipc.ipc.errors import (
     CircuitOpen,
     ConnectionLost,
@@ -13,7 +14,7 @@ from smartipc.ipc.errors import (
     RequestTimeout,
     WorkerDied,
 )
-from smartipc.ipc.resilience.breaker import Breaker, BreakerPlan, Breakers, counts
+from smartipc.ipc.resilience.breaker import Breaker, Breakers, counts
 
 PLAN = BreakerPlan(failures=0.5, of=20, open=10.0)
 
@@ -80,34 +81,63 @@ def test_a_cancelled_probe_leaves_room_for_the_next() -> None:
     assert breaker.refuses(10.0) is None
 
 
+def test_a_quick_success_counts_as_any_other() -> None:
+    breaker = Breaker(PLAN)
+    for second in range(200):
+        assert not breaker.passed(float(second))
+    assert breaker.total == 60
+    for _ in range(30):
+        breaker.record(199.0, failed=True)
+    assert breaker.state == "closed"
+    for _ in range(30):
+        breaker.record(199.0, failed=True)
+    assert breaker.state == "open"
+    assert not breaker.passed(200.0)
+    assert breaker.refuses(209.0) is None
+    assert breaker.passed(209.0)
+
+
+LOST = ConnectionLost("a:0")
+
+
 def test_each_destination_has_its_own() -> None:
     breakers = Breakers(PLAN)
-    for _ in range(20):
-        breakers.record("a:0", "a.x", 0.0, failed=True)
-    breakers.check("a:1", "a.x", 0.0)
-    breakers.check("a:0", "a.y", 0.0)
+    for number in range(20):
+        of = breakers.enter("a:0", 1, "a.x", 0.0)
+        assert breakers.failed(of, LOST, 0.0) is (number == 19)
+    assert breakers.trouble
+    breakers.enter("a:1", 1, "a.x", 0.0)
+    breakers.enter("a:0", 1, "a.y", 0.0)
+    breakers.enter("a:0", 2, "a.x", 0.0)
     with pytest.raises(CircuitOpen) as caught:
-        breakers.check("a:0", "a.x", 1.0)
+        breakers.enter("a:0", 1, "a.x", 1.0)
     assert caught.value.retry_after == 9.0
     assert caught.value.processed == "no"
     assert breakers.states() == {("a:0", "a.x"): "open"}
-    breakers.abandon("a:0", "a.x")
-    breakers.abandon("b:0", "b.x")
-    breakers.forget("a:0")
-    breakers.check("a:0", "a.x", 1.0)
+    assert not breakers.closed("a:0", 1, "a.x")
+    assert breakers.closed("a:0", 2, "a.x")
+    assert breakers.closed("b:0", 1, "b.x")
+    assert breakers.calls == 20
+
+
+def test_a_called_worker_may_have_a_plan_of_its_own() -> None:
+    breakers = Breakers(PLAN, {"quick": BreakerPlan(of=1), "never": None})
+    assert breakers.failed(breakers.enter("quick:0", 1, "quick.x", 0.0), LOST, 0.0)
+    assert breakers.enter("never:3", 1, "never.x", 0.0) is None
+    assert not breakers.failed(None, LOST, 0.0)
 
 
 def test_switched_off_it_records_nothing() -> None:
     breakers = Breakers(None)
     for _ in range(50):
-        assert not breakers.record("a:0", "a.x", 0.0, failed=True)
-    breakers.check("a:0", "a.x", 0.0)
+        assert breakers.enter("a:0", 1, "a.x", 0.0) is None
+    assert breakers.calls == 0
 
 
 def test_their_number_is_bounded() -> None:
     breakers = Breakers(PLAN)
     for n in range(5000):
-        breakers.record(f"a:{n}", "a.x", 0.0, failed=False)
+        breakers.of(f"a:{n}", 1, "a.x")
     assert repr(breakers) == "<Breakers of 4096 destinations>"
 
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from smartipc.ipc.resilience.budget import RetryBudget
+from smartipc.ipc.resilience.budget import RESERVE, RetryBudget
 
 
 def test_a_quiet_process_may_retry_a_few_times_and_no_more() -> None:
     budget = RetryBudget()
-    assert [budget.spend() for _ in range(12)] == [True] * 10 + [False] * 2
+    assert [budget.spend(0.0, 5) for _ in range(RESERVE + 2)] == [True] * RESERVE + [False] * 2
     assert budget.refused == 2
+    assert repr(budget) == f"<RetryBudget {RESERVE} spent, 2 refused>"
 
 
-def test_ten_calls_earn_one_retry() -> None:
+def test_a_busy_one_may_retry_a_tenth_of_its_recent_calls() -> None:
     budget = RetryBudget()
-    while budget.spend():
+    assert sum(budget.spend(1.0, 5000) for _ in range(1000)) == 500
+
+
+def test_after_a_minute_it_starts_over() -> None:
+    budget = RetryBudget()
+    while budget.spend(0.0, 0):
         pass
-    for _ in range(11):  # a hair more than ten: tenths do not add up exactly
-        budget.earn()
-    assert budget.spend()
-    assert not budget.spend()
-
-
-def test_old_calls_cannot_be_saved_up() -> None:
-    budget = RetryBudget()
-    for _ in range(100_000):
-        budget.earn()
-    assert sum(budget.spend() for _ in range(100)) == 10
-    assert repr(budget) == "<RetryBudget 0.0 saved, 90 refused>"
+    assert not budget.spend(59.9, 0)
+    assert budget.spend(60.0, 0)

@@ -1,0 +1,309 @@
+"""What a worker's configuration lets it say, hear and take, through handles of both flavours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.control import Allow, BreakerPlan
+from smartipc.ipc.errors import CircuitOpen, ConnectionLost, PermissionDenied, RateLimited, RequestTimeout
+from smartipc.ipc.handle import SmartIpc
+from smartipc.ipc.resilience.budget import RESERVE
+from smartipc.ipc.sync.handle import SmartIpc as BlockingIpc
+from smartipc.ipc.sync.testing import Stage, StagePort
+
+Scene = Callable[[Stage], Awaitable[None]]
+SOME = Allow(request=("w.open",), publish=("news.*",), subscribe=("news.>",))
+
+
+@pytest.fixture
+def live() -> Callable[[Scene], None]:
+    def run(scene: Scene) -> None:
+        with tempfile.TemporaryDirectory(prefix="g-") as folder:
+
+            async def main() -> None:
+                async with asyncio.timeout(30):
+                    await scene(Stage(folder))
+
+            asyncio.run(main())
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def handle(stage: Stage, worker: str, slot: int = 0, **more: Any) -> AsyncIterator[SmartIpc]:
+    launch = stage.add(worker, slot, **more)
+    if launch.allow is not None:
+        name = f"{worker}:{slot}"
+        stage._entries[name] = msgspec.structs.replace(stage._entries[name], allow=launch.allow)
+    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
+    await ipc._open()
+    try:
+        yield ipc
+    finally:
+        ipc._begin_stop("the end of the scene")
+        await ipc._close(2.0)
+
+
+def serve(ipc: SmartIpc) -> list[str]:
+    ran: list[str] = []
+    ipc.handler("open")(lambda _payload: ran.append("open"))
+    ipc.handler("shut")(lambda _payload: ran.append("shut"))
+    return ran
+
+
+def test_a_worker_may_only_do_what_is_written(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c", allow=SOME) as c:
+            ran = serve(w)
+            await w.ready()
+            for _ in range(2):  # the second time over the short way
+                await c.request("w.open")
+                for refused in (c.request("w.shut"), c.notify("w.shut"), c.broadcast("w.shut")):
+                    with pytest.raises(PermissionDenied) as caught:
+                        await refused
+                    assert (caught.value.method, caught.value.processed) == ("w.shut", "no")
+            await c.broadcast("w.open")
+            await c.publish("news.a", 1)
+            for wrong in ("news.a.b", "other"):
+                with pytest.raises(PermissionDenied):
+                    await c.publish(wrong, 1)
+                with pytest.raises(PermissionDenied):
+                    c.publish_nowait(wrong, 1)
+            async with c.subscribe("news.*"):
+                pass
+            for pattern in (">", "other"):
+                with pytest.raises(PermissionDenied):
+                    c.subscribe(pattern)
+            assert ran == ["open"] * 3
+
+    live(scene)
+
+
+def test_what_comes_is_checked_too(live: Callable[[Scene], None]) -> None:
+    """A peer that does not keep to its own configuration is refused at the other end."""
+
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            stage._entries["c:0"] = msgspec.structs.replace(stage._entries["c:0"], allow=SOME)
+            stage.tell()
+            ran = serve(w)
+            await w.ready()
+            await c.request("w.open")
+            with pytest.raises(PermissionDenied) as caught:
+                await c.request("w.shut")
+            assert caught.value.instance == "w:0"
+            for _ in range(3):
+                await c.notify("w.shut")
+            outcomes = await c.broadcast("w.shut")
+            assert [type(one.error) for one in outcomes] == [PermissionDenied]
+            for overflow in ("block", "drop_oldest"):
+                async with w.subscribe(">", max_pending=2, overflow=overflow) as messages:
+                    for number in range(5):  # more than the window: what is not heard is acknowledged all the same
+                        await c.publish("other", number)
+                    await c.publish("news.a", 1)
+                    assert (await anext(messages)).topic == "news.a"
+            assert ran == ["open"]
+
+    live(scene)
+
+
+def test_a_blocking_worker_is_held_to_the_same(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        errors: list[object] = []
+        done = threading.Event()
+
+        def caller(ipc: BlockingIpc) -> None:
+            ipc.request("w.open")
+            for attempt in (
+                lambda: ipc.request("w.shut"),
+                lambda: ipc.notify("w.shut"),
+                lambda: ipc.broadcast("w.shut"),
+                lambda: list(ipc.map(Method("w.shut", int, int), [1])),
+                lambda: ipc.publish("other", 1),
+                lambda: ipc.publish_nowait("other", 1),
+                lambda: ipc.subscribe("other"),
+            ):
+                try:
+                    attempt()
+                except PermissionDenied as error:
+                    errors.append(error.method)
+            ipc.publish("news.a", 1)
+            ipc.publish_nowait("news.a", 1)
+            with ipc.subscribe("news.a"):
+                pass
+            ipc.notify("w.open")
+            ipc.broadcast("w.open")
+            done.set()
+
+        async with handle(stage, "w") as w:
+            serve(w)
+            await w.ready()
+            launch = stage.add("c", allow=SOME)
+            with stage.running(launch, caller):
+                await asyncio.to_thread(done.wait, 20)
+        assert errors == ["w.shut"] * 4 + ["other"] * 3
+
+    live(scene)
+
+
+def test_a_rate_limit_answers_with_when_to_come_again(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        stopped = threading.Event()
+
+        def limited(ipc: BlockingIpc) -> None:
+            ipc.handler("open")(lambda payload: payload)
+            ipc.serve()
+            stopped.set()
+
+        async with handle(stage, "w", rate_limit=5.0) as w, handle(stage, "c") as c:
+            ran = serve(w)
+            await w.ready()
+            with stage.running(stage.add("b", rate_limit=5.0), limited):
+                for worker in ("w", "b"):
+                    for _ in range(5):
+                        await c.request(f"{worker}.open")
+                    with pytest.raises(RateLimited) as caught:
+                        await c.request(f"{worker}.open")
+                    assert 0 < caught.value.retry_after <= 0.2
+                    assert caught.value.processed == "no"
+                    for _ in range(3):
+                        await c.notify(f"{worker}.open")
+            await asyncio.sleep(0.25)
+            await c.request("w.open")
+        assert 6 <= len(ran) <= 7
+
+    live(scene)
+
+
+# the circuit breaker
+
+PLAN = BreakerPlan(failures=0.5, of=4, open=0.3)
+
+
+def test_a_circuit_opens_lets_a_probe_through_and_closes(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c", breaker=PLAN) as c:
+            stuck = True
+            calls: list[int] = []
+
+            async def handler(_: None) -> str:
+                calls.append(1)
+                if stuck:
+                    await asyncio.Event().wait()
+                return "well"
+
+            w.handler("m")(handler)
+            w.handler("other")(lambda _payload: "fine")
+            await w.ready()
+            for _ in range(4):
+                with pytest.raises(RequestTimeout):
+                    await c.request("w.m", timeout=0.02)
+            with pytest.raises(CircuitOpen) as caught:
+                await c.request("w.m")
+            assert 0 < caught.value.retry_after <= 0.3
+            assert caught.value.instance == "w:0"
+            assert len(calls) == 4
+            assert await c.request("w.other") == "fine"
+            await asyncio.sleep(caught.value.retry_after + 0.01)
+            with pytest.raises(RequestTimeout):
+                await c.request("w.m", timeout=0.02)
+            with pytest.raises(CircuitOpen):
+                await c.request("w.m")
+            stuck = False
+            await asyncio.sleep(0.31)
+            assert await asyncio.gather(*(c.request("w.other") for _ in range(2)), c.request("w.m")) == [
+                "fine", "fine", "well"
+            ]  # fmt: skip
+            assert await c.request("w.m") == "well"
+
+    live(scene)
+
+
+def test_calls_go_to_instances_whose_circuit_is_closed(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with (
+            handle(stage, "w", 0) as bad,
+            handle(stage, "w", 1) as good,
+            handle(stage, "c", breaker=PLAN) as c,
+        ):
+
+            async def never(_: None) -> None:
+                await asyncio.Event().wait()
+
+            bad.handler("m")(never)
+            good.handler("m")(lambda _payload: "well")
+            await bad.ready()
+            await good.ready()
+            for _ in range(4):
+                with pytest.raises(RequestTimeout):
+                    await c.request("w.m", timeout=0.02, slot=0)
+            assert [await c.request("w.m") for _ in range(6)] == ["well"] * 6
+            with pytest.raises(CircuitOpen):
+                await c.request("w.m", slot=0)
+
+            def blocking(ipc: BlockingIpc) -> None:
+                for _ in range(4):
+                    with pytest.raises(RequestTimeout):
+                        ipc.request("w.m", timeout=0.02, slot=0)
+                assert [ipc.request("w.m") for _ in range(6)] == ["well"] * 6
+                with pytest.raises(CircuitOpen):
+                    ipc.request("w.m", slot=0)
+
+            def run() -> None:
+                with stage.running(stage.add("b", breaker=PLAN), blocking):
+                    pass
+
+            await asyncio.to_thread(run)
+
+    live(scene)
+
+
+def test_an_error_of_the_handler_is_no_reason_to_open(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c", breaker=PLAN) as c:
+
+            def fails(_: None) -> None:
+                raise ValueError("of its own")
+
+            w.handler("m")(fails)
+            await w.ready()
+            for _ in range(10):
+                with pytest.raises(Exception, match="of its own"):
+                    await c.request("w.m")
+            assert c._caller.circuits.states() == {}
+
+    live(scene)
+
+
+def test_retries_are_a_share_of_the_calls(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        flaky = Method("w.m", type(None), int, idempotent=True)
+        async with handle(stage, "w") as w, handle(stage, "c", breaker=None) as c:
+            calls: list[int] = []
+
+            async def handler(_: None) -> int:
+                calls.append(1)
+                for link in tuple(w._server.links):
+                    link.close("test")
+                return 1
+
+            w.handler(flaky)(handler)
+            await w.ready()
+            outcomes = await asyncio.gather(
+                *(c.request(flaky, None, timeout=5) for _ in range(40)), return_exceptions=True
+            )
+            assert {type(one) for one in outcomes} == {ConnectionLost}
+            assert len(c._caller.budget._spent) == RESERVE
+            assert c._caller.budget.refused > 0
+            assert len(calls) <= 40 + RESERVE
+
+    live(scene)
