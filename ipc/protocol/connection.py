@@ -239,7 +239,7 @@ class Connection:
             self._parse(now, events)
         except (RemoteProtocolError, AuthenticationFailed) as error:
             self._fail(error, events)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._fail(RemoteProtocolError(f"malformed head: {error}"), events)
         return events
 

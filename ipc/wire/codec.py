@@ -14,6 +14,7 @@ import msgspec
 
 from smartipc.ipc.errors import InvalidPayload
 from smartipc.ipc.wire.attachments import Payload, payload
+from smartipc.ipc.wire.depth import MAX_DEPTH, SHALLOW, is_open_ended, too_deep
 
 
 class _HasBuffers(Exception):  # noqa: N818 - a turn of the way, not an error
@@ -109,6 +110,8 @@ def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) 
     Raises:
         InvalidPayload: it does not fit; `path` names the place, such as "$.items[3].size".
     """
+    if len(data) > SHALLOW and _too_deep(data, wanted):
+        raise InvalidPayload("$", f"nested deeper than {MAX_DEPTH} levels", method=method)
     try:
         try:
             return decoder_for(wanted).decode(data)
@@ -122,6 +125,14 @@ def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) 
         raise InvalidPayload("$", "nested too deep", method=method) from error
 
 
+def _too_deep(data: bytes | memoryview, wanted: Any) -> bool:
+    try:
+        guarded = is_open_ended(wanted)
+    except TypeError:  # not hashable
+        guarded = True
+    return guarded and too_deep(data)
+
+
 def decode_all(data: bytes, wanted: Any) -> list[Any] | None:
     """Decode a batch whose payloads all fit `wanted`; None if any does not, see `pieces`."""
     try:
@@ -131,6 +142,8 @@ def decode_all(data: bytes, wanted: Any) -> list[Any] | None:
             list[wanted], ext_hook=_extension, dec_hook=_buffer_of_bytes
         )
     except TypeError:  # not hashable: too rare to be fast
+        return None
+    if len(data) > SHALLOW and _too_deep(data, wanted):
         return None
     try:
         return decoder.decode(data)
@@ -144,6 +157,8 @@ def pieces(data: bytes) -> list[bytes]:
     Raises:
         InvalidPayload: it is no array.
     """
+    if too_deep(data):
+        raise InvalidPayload("$", f"nested deeper than {MAX_DEPTH} levels")
     try:
         return [bytes(one) for one in _pieces.decode(data)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

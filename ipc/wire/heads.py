@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
+from smartipc.ipc.wire.depth import SHALLOW, too_deep
+
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """First frame of the connecting side."""
@@ -179,6 +181,8 @@ def decode(data: bytes, cls: type[H]) -> H:
     Raises:
         msgspec.DecodeError: malformed, or of other types.
     """
+    if len(data) > SHALLOW and too_deep(data):  # in a field that we do not know, and would skip
+        raise msgspec.DecodeError("nested too deep")
     return _decoders[cls].decode(data)  # type: ignore[return-value]
 
 
