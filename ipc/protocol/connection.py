@@ -157,6 +157,7 @@ class Connection:
         """The streams and channels of this connection."""
         self.buffers = Buffers(self._out, limits)
         """What is lent to the peer and borrowed from it."""
+        self.streams.receive = self.buffers.receive
         self.features: frozenset[str] = frozenset()
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
@@ -514,7 +515,7 @@ class Connection:
         unknown = flags & _UNKNOWN_FLAGS
         if unknown and not (
             (kind == _DATA and unknown == _END)
-            or (unknown == _OOB and self.buffers.negotiated and kind in _FRAGMENTABLE)
+            or (unknown == _OOB and self.buffers.negotiated and (kind in _FRAGMENTABLE or kind == _DATA))
         ):
             raise RemoteProtocolError(f"flags 0x{flags:02x} are not negotiated")
         if kind in RESERVED and kind not in self._known:

@@ -16,6 +16,7 @@ belong here.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 
 from smartipc.ipc.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
@@ -31,9 +32,10 @@ from smartipc.ipc.protocol.events import (
     StreamStopped,
 )
 from smartipc.ipc.protocol.flow import ReceiveWindow, SendWindow
-from smartipc.ipc.protocol.outbox import Outbox
+from smartipc.ipc.protocol.outbox import Late, Outbox
 from smartipc.ipc.protocol.reassembly import Reassembly
 from smartipc.ipc.wire import heads
+from smartipc.ipc.wire.attachments import Payload
 from smartipc.ipc.wire.frames import HEADER, HEADER_SIZE, Flag, Kind, frame
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
@@ -42,6 +44,7 @@ _DATA = int(Kind.DATA)
 _OPEN = int(Kind.OPEN)
 _END = int(Flag.END)
 _MORE = int(Flag.MORE)
+_OOB = int(Flag.OOB)
 _TOO_MANY = Fault(8, "Overloaded", "too many open streams", retryable=True, processed=0)
 
 
@@ -68,8 +71,8 @@ class _Stream:
     """Both directions of one stream; to the outbox, a source of pieces."""
 
     __slots__ = (
-        "accepted", "active", "ident", "incoming", "offset", "outgoing", "owner", "partial", "queue", "queued",
-        "receiving", "sending", "tail", "wanted",
+        "accepted", "active", "attached", "consumed", "extra", "ident", "incoming", "offset", "outgoing", "owner",
+        "partial", "queue", "queued", "received", "receiving", "sending", "tail", "wanted",
     )  # fmt: skip
     key = None
     plain = True
@@ -82,7 +85,7 @@ class _Stream:
         self.accepted = False
         self.outgoing: SendWindow | None = None
         self.incoming: ReceiveWindow | None = None
-        self.queue: deque[bytes] = deque()
+        self.queue: deque[bytes | Late] = deque()
         self.offset = 0
         """Bytes of the first item in the queue that are handed out."""
         self.queued = 0
@@ -93,6 +96,12 @@ class _Stream:
         self.active = False
         """Whether it is in the outbox."""
         self.partial: bytearray | None = None
+        self.attached = False
+        """Whether the item that is put together has attachments."""
+        self.received = 0
+        self.consumed = 0
+        self.extra: dict[int, int] = {}
+        """By number of an item with attachments: its bytes on the wire beyond those of its value."""
 
     def room_for(self, size: int) -> bool:
         """Tell whether an item may be taken on."""
@@ -122,8 +131,13 @@ class _Stream:
             if out and rest + HEADER_SIZE > room:
                 break
             size = window.piece(rest, room)  # never -1: sendable for the first, and credit was there for those behind
-            out.append(HEADER.pack(size, _DATA, _MORE if size < rest else 0, 0, self.ident))
-            out.append(item if size == len(item) else memoryview(item)[self.offset : self.offset + size])
+            more = _MORE if size < rest else 0
+            if type(item) is bytes:
+                out.append(HEADER.pack(size, _DATA, more, 0, self.ident))
+                out.append(item if size == len(item) else memoryview(item)[self.offset : self.offset + size])
+            else:
+                out.append(HEADER.pack(size, _DATA, more | _OOB, 0, self.ident))
+                out.append(item[self.offset : self.offset + size])
             room -= size + HEADER_SIZE
             window.sent += size
             self.queued -= size
@@ -164,6 +178,8 @@ class Streams:
         """Answer to every OPEN from now on."""
         self.message_limit = limits.message
         """Largest item and opening payload that the peer takes."""
+        self.receive: Callable[[bytes | bytearray], Payload]
+        """Takes an item with attachments apart; whoever knows how sets it."""
         self.late_frames = 0
         self.writable: list[int] = []
         """Streams whose refused item would be taken now. The integrator empties it after reads and writes."""
@@ -230,16 +246,24 @@ class Streams:
         stream = self._streams.get(ident)
         if stream is None or stream.sending is not Half.OPEN:
             raise LocalProtocolError("this direction of the stream is over")
-        if not stream.room_for(len(payload)):
-            stream.wanted = len(payload)
+        size = len(payload) if type(payload) is bytes else self.limits.chunk
+        if not stream.room_for(size):
+            stream.wanted = size
             return False
         assert stream.outgoing is not None
         stream.wanted = None
         stream.outgoing.items += 1
-        stream.queue.append(payload)
-        stream.queued += len(payload)
+        item = payload if type(payload) is not Payload else self._laid_out(payload)
+        stream.queue.append(item)
+        stream.queued += len(item)
         self._activate(stream)
         return True
+
+    def _laid_out(self, payload: Payload) -> Late:
+        item = self._out.late(payload)
+        for before in reversed(item.prepare()):
+            self._out.announce(before)
+        return item
 
     def end(self, ident: int) -> None:
         """Say that no more items come, behind those that wait; ignored when the direction is over."""
@@ -289,6 +313,9 @@ class Streams:
         """Say that the application took an item of `size` bytes: the peer may send as much more."""
         stream = self._streams.get(ident)
         if stream is not None and stream.incoming is not None:
+            if stream.extra:
+                size += stream.extra.pop(stream.consumed, 0)
+            stream.consumed += 1
             stream.incoming.consume(size)
             self._grant(stream)
 
@@ -338,21 +365,28 @@ class Streams:
             self.settle(stream)
             return
         stream.incoming.arrived(len(payload), begins=partial is None)
+        attached = bool(flags & _OOB)
+        if partial is not None:
+            if stream.attached is not attached:
+                raise RemoteProtocolError("a later piece of an item has other flags")
+            self._bounded(len(partial) + len(payload), attached=attached)
+            partial += payload
         if not flags & _MORE:
-            if partial is not None:
-                self._bounded(len(partial) + len(payload))
-                partial += payload
-                payload = bytes(partial)
-                stream.partial = None
-            events.append(DataReceived(ident, payload))
+            stream.partial = None
+            whole: bytes | bytearray = payload if partial is None else partial
+            if attached:
+                item: bytes = self.receive(whole)
+                stream.extra[stream.received] = len(whole) - len(item)
+            else:
+                item = bytes(whole)
+            stream.received += 1
+            events.append(DataReceived(ident, item))
             return
         if not payload:
             raise RemoteProtocolError("an empty piece of an item")
         if partial is None:
             stream.partial = bytearray(payload)
-        else:
-            self._bounded(len(partial) + len(payload))
-            partial += payload
+            stream.attached = attached
         self._grant(stream)
 
     def on_credit(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
@@ -458,9 +492,13 @@ class Streams:
         if size > self.message_limit:
             raise FrameTooLarge(size, self.message_limit, what)
 
-    def _bounded(self, size: int) -> None:
-        if size > self.limits.message:
-            raise FrameTooLarge(size, self.limits.message, "item")
+    def _bounded(self, size: int, *, attached: bool) -> None:
+        limit = self.limits.message
+        if attached:  # one bound for all streams: a peer may open many
+            limit += self.limits.buffers
+            size = sum(len(one.partial) for one in self._streams.values() if one.partial is not None and one.attached)
+        if size > limit:
+            raise FrameTooLarge(size, limit, "item")
 
     def _reset_frame(self, ident: int, fault: Fault) -> bytes:
         return frame(Kind.RESET, ident, b"", heads.encode_fault(fault, self.limits.chunk))

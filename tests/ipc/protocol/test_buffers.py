@@ -13,6 +13,7 @@ from smartipc.ipc.protocol.buffers import BATCH, HELD, IN_FLIGHT, REGIONS, Descr
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     Closed,
+    DataReceived,
     Event,
     MessageReceived,
     NotifiesReceived,
@@ -601,3 +602,88 @@ def test_a_peer_without_the_feature_sees_no_such_flag() -> None:
     events = server.receive_data(oob(Place(IN_TAIL, 1), tail=b"x"), 0.0)
     assert isinstance(events[-1], Closed)
     assert "flags 0x04" in str(events[-1].error)
+
+
+# streams
+
+
+def channel(ours: Stage | None, theirs: Stage | None, limits: Limits = Limits()) -> tuple[Connection, Connection, int]:
+    client, server, _ = pair(ours, theirs, limits)
+    ident = client.streams.open("c", b"\xc0", duplex=True)
+    both(client, server)
+    server.streams.accept(ident)
+    both(client, server)
+    return client, server, ident
+
+
+def data(events: list[Event]) -> list[bytes]:
+    received = [one.payload for one in events if isinstance(one, DataReceived)]
+    return [b"".join(bytes(a.view) for a in one.attachments) if isinstance(one, Payload) else one for one in received]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(Stage(room=1 << 30), Stage()), (Stage(leases=False, room=1 << 30), Stage()), (None, None)],
+    ids=["leased", "sealed", "bytes"],
+)
+def test_items_with_buffers_keep_their_order_and_their_credit(ours: Stage | None, theirs: Stage | None) -> None:
+    client, server, ident = channel(ours, theirs)
+    sent, received = [], []
+    for index in range(40):
+        content = bytes([index]) * 100_000
+        for item, expected in ((b"\x01", b"\x01"), (big(content), content)):
+            assert client.streams.send(ident, item), f"item {index}: no credit was lost"
+            sent.append(expected)
+            events = both(client, server)
+            received += data(events)
+            for one in events:
+                assert isinstance(one, DataReceived)
+                server.streams.consumed(ident, len(one.payload))
+            del events, one
+            server.buffers.flush()
+            both(client, server)
+    assert received == sent
+    gc.collect()
+    server.buffers.flush()
+    assert both(client, server) == []
+    assert (client.buffers.lent, server.buffers.borrowed) == (0, 0)
+
+
+def test_an_item_with_buffers_waits_for_credit_like_any_other() -> None:
+    client, server, ident = channel(None, None, Limits(window=100_000))
+    taken: list[Event] = []
+    while client.streams.send(ident, big(bytes(90_000))):
+        taken += both(client, server)
+        assert len(taken) < 4, "what nobody consumes is bounded"
+    server.streams.consumed(ident, 1)
+    both(client, server)
+    assert client.streams.writable == [ident]
+    assert client.streams.send(ident, big(bytes(90_000)))
+
+
+def test_a_stream_given_up_takes_unsent_buffers_back() -> None:
+    client, server, ident = channel(Stage(), Stage())
+    assert client.streams.send(ident, big())
+    assert client.buffers.lent == 1
+    client.streams.reset(ident, heads.Fault(1, "x", "x"))
+    gc.collect()
+    assert client.buffers.lent == 0
+    both(client, server)
+    assert server.state is ConnectionState.OPEN
+
+
+def test_half_received_items_are_bounded_together() -> None:
+    limits = Limits(message=1000, buffers=3000, chunk=2000, window=1 << 20)
+    client, server, ident = channel(None, None, limits)
+    second = client.streams.open("c", b"\xc0", duplex=True)
+    both(client, server)
+    server.streams.accept(second)
+    both(client, server)
+
+    def piece(stream: int) -> list[Event]:
+        return server.receive_data(frame(Kind.DATA, stream, b"", bytes(1500), Flag.MORE | Flag.OOB), 0.0)
+
+    assert piece(ident) == piece(second) == piece(ident) == []
+    events = piece(ident)
+    assert isinstance(events[-1], Closed)
+    assert isinstance(events[-1].error, FrameTooLarge)

@@ -495,7 +495,12 @@ def test_broken_frames(data: bytes, says: str) -> None:
         (lambda i: frame(Kind.DATA, i, b"", b"", Flag.MORE), "empty piece"),
         (lambda i: frame(Kind.DATA, i, b"\x90", b"x"), "takes none"),
         (lambda i: frame(Kind.DATA, i, flags=Flag.END) + frame(Kind.DATA, i, b"", b"x"), "takes none"),
-        (lambda i: frame(Kind.DATA, i, b"", b"x", Flag.OOB), "flags 0x04"),
+        (lambda i: frame(Kind.DATA, i, b"", b"x", Flag.FDS), "flags 0x08"),
+        (lambda i: frame(Kind.DATA, i, b"", b"x", Flag.OOB), "no table"),
+        (
+            lambda i: frame(Kind.DATA, i, b"", b"x", Flag.MORE) + frame(Kind.DATA, i, b"", b"x", Flag.OOB),
+            "other flags",
+        ),
     ],
 )
 def test_broken_data(data: object, says: str) -> None:
