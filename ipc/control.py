@@ -276,6 +276,7 @@ acknowledge = Method("$sys.acknowledge", Acknowledge, type(None))
 # supervisor -> worker, notifies
 directory = Method("$sys.directory", Directory, type(None))
 stop = Method("$sys.stop", StopOrder, type(None))
+hang = Method("$sys.hang", type(None), type(None))  # chaos: stand still
 
 
 # command line -> supervisor, over the control socket

@@ -23,6 +23,7 @@ from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
 from smartipc.supervisor.core.facts import RestartOrdered, ShutdownOrdered, StartOrdered, StopOrdered
+from smartipc.supervisor.inspection import Inspection
 from smartipc.supervisor.operator import Operator
 from smartipc.supervisor.status import app_status
 from smartipc.supervisor.steering import resolve
@@ -66,7 +67,8 @@ class ControlServer(QuietHost):
             (control.cli_metrics, self._metrics),
             (control.cli_shutdown, self._shutdown),
         ]
-        served += [(method, _without_link(serve)) for method, serve in app.steering.methods()]
+        more = (*app.steering.methods(), *Inspection(app).methods())
+        served += [(method, _without_link(serve)) for method, serve in more]
         self._methods = {method.name: (method, serve) for method, serve in served}
 
     def __repr__(self) -> str:

@@ -97,6 +97,11 @@ class Hooks:
             except HookFailed as error:
                 log.warning("%s: after_stop: %s", instance, error)
 
+    @property
+    def cleaning_up(self) -> list[str]:
+        """Instances whose `after_stop` runs."""
+        return list(self._after)
+
     async def finish(self) -> None:
         """Wait for what still runs after the last life; each hook has its own time limit."""
         if self._after:

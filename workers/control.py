@@ -67,6 +67,7 @@ class ControlClient(QuietHost):
         self._latest: dict[str, tuple[Method[Any, Any], Any]] = {}
         self._latest_sent = 0.0
         self._lock = threading.Lock()
+        self._hang: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
         return f"<ControlClient {self._source} beats every {self._interval:g} s, link {self._link!r}>"
@@ -101,6 +102,10 @@ class ControlClient(QuietHost):
             cause = self._stop_cause
         if cause is not None:
             stop(cause)
+
+    def on_hang_call(self, hang: Callable[[], Any]) -> None:
+        """Call `hang()`, from the control thread, when this worker is to stand still for a test of others."""
+        self._hang = hang
 
     # ControlPort
 
@@ -212,6 +217,9 @@ class ControlClient(QuietHost):
             order = codec.decode(event.payload, control.StopOrder, method=event.method)
             self._grace = order.grace
             self._begin_stop(order.cause or "ordered to stop")
+        elif event.method == control.hang.name:
+            self._source = "off"
+            self._hang()
 
     def _apply(self, directory: Directory, update: control.Directory) -> None:
         directory.apply(update)

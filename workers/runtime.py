@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ from smartipc.workers.signals import stop_signals
 
 _CANCEL_AT = 0.8
 """Share of the grace after which a target that ignores `ipc.stopping` is cancelled, so that its `finally` runs."""
+
+
+_FOREVER = 1e6
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -60,6 +64,7 @@ async def _life(
     for number in stop_signals(launch):
         loop.add_signal_handler(number, ipc._begin_stop, f"signal {number.name}")  # noqa: SLF001
     port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
+    port.on_hang_call(lambda: loop.call_soon_threadsafe(time.sleep, _FOREVER))
     main = asyncio.ensure_future(_call(function, ipc, launch))
     watch = asyncio.ensure_future(_cancel_late(ipc, main, launch.grace * _CANCEL_AT))
     port.served = lambda: ipc._registry.served  # noqa: SLF001

@@ -1,6 +1,7 @@
 """The command `smartipc`: talk to a running app.
 
-Verbs that look are in looking.py, that call in calling.py, that write files for a beginning in starting.py.
+Verbs that look are in looking.py and inspecting.py, that call in calling.py, that change what runs in steering.py, that
+write files for a beginning in starting.py.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from smartipc import __version__
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import ConfigError
-from smartipc.supervisor.cli import calling, looking, starting, steering
+from smartipc.supervisor.cli import calling, inspecting, looking, starting, steering
 from smartipc.supervisor.cli.client import USAGE, Client, find, leave
+from smartipc.supervisor.cli.naming import NAME
 
 
 class Session:
@@ -57,7 +59,7 @@ def _order(verb: str, method: Method[control.Names, control.OrderOutcome], does:
     command.__doc__ = f"{does} Returns when it is done."
     command = click.option("--no-wait", is_flag=True, help="Return at once.")(command)
     command = click.option("--json", "as_json", is_flag=True, help="One JSON object: each result.")(command)
-    command = click.argument("names", nargs=-1, required=True, metavar="NAME...")(command)
+    command = click.argument("names", nargs=-1, required=True, type=NAME, metavar="NAME...")(command)
     cli.command(verb, help=f"{does} Returns when it is done.")(command)
 
 
@@ -106,6 +108,7 @@ def schema() -> None:
 looking.register(cli)
 calling.register(cli)
 steering.register(cli)
+inspecting.register(cli)
 starting.register(cli)
 
 

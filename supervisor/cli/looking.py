@@ -11,6 +11,7 @@ import msgspec
 
 from smartipc.ipc import control
 from smartipc.supervisor.cli.client import FAILED, NO_SUCH_WORKER, Client, leave, plain
+from smartipc.supervisor.cli.naming import NAME
 
 _POLL = 20.0
 _COLOURS = {
@@ -28,7 +29,7 @@ def register(cli: click.Group) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=NAME)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--watch", is_flag=True, help="Show it again every second.")
 @click.pass_obj
@@ -53,6 +54,11 @@ def status(session: Any, name: str | None, as_json: bool, watch: bool) -> None:
         leave(FAILED, "failed: " + ", ".join(one.instance for one in found.workers if one.state == "failed"))
 
 
+def colour_of(state: str) -> str:
+    """Return the colour of a state, "" for none."""
+    return _COLOURS.get(state, "")
+
+
 def _table(found: control.AppStatus) -> str:
     rows = [("INSTANCE", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "STATUS")]
     rows += [
@@ -60,10 +66,10 @@ def _table(found: control.AppStatus) -> str:
             one.instance,
             one.state,
             str(one.pid or "-"),
-            _span(one.uptime),
+            span(one.uptime),
             str(one.restarts),
             f"{one.memory / 2**20:.0f} MiB" if one.memory else "-",
-            _remark(one),
+            remark(one),
         )
         for one in found.workers
     ]
@@ -71,21 +77,22 @@ def _table(found: control.AppStatus) -> str:
     lines = [f"app {found.app} {found.state}, supervisor {found.pid}, {found.config}"]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        colour = _COLOURS.get(row[1])
+        colour = colour_of(row[1])
         if colour and sys.stdout.isatty():
             cells[1] = click.style(cells[1], fg=colour)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-def _remark(one: control.WorkerStatus) -> str:
+def remark(one: control.WorkerStatus) -> str:
+    """Return what else is to say of an instance."""
     parts = []
     if one.waiting_for:
         parts.append("waits for " + ", ".join(one.waiting_for))
     if one.next_restart_in is not None:
         parts.append(f"restart in {one.next_restart_in:.1f} s")
     if one.next_run_in is not None and one.state == "scheduled":
-        parts.append(f"next run in {_span(one.next_run_in)}")
+        parts.append(f"next run in {span(one.next_run_in)}")
     if one.progress is not None:
         total = f"/{one.progress.total:g}" if one.progress.total is not None else ""
         parts.append(f"{one.progress.done:g}{total}")
@@ -96,7 +103,8 @@ def _remark(one: control.WorkerStatus) -> str:
     return "; ".join(parts)
 
 
-def _span(seconds: float | None) -> str:
+def span(seconds: float | None) -> str:
+    """Return a duration as 1:02:03."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(int(seconds), 60)
@@ -105,7 +113,7 @@ def _span(seconds: float | None) -> str:
 
 
 @click.command()
-@click.argument("name", default="all")
+@click.argument("name", default="all", type=NAME)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("-n", "--lines", default=100, show_default=True, type=click.IntRange(min=0), help="Last N lines.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -147,7 +155,7 @@ def events(session: Any, follow: bool, since: int | None, as_json: bool) -> None
         if found.lost and since:
             click.echo(f"{found.lost} events are no longer kept", err=True)
         for event in found.events:
-            click.echo(plain(event) if as_json else _sentence(event))
+            click.echo(plain(event) if as_json else sentence(event))
         since = max(found.last, since or 0)
         if not follow:
             return
@@ -155,7 +163,8 @@ def events(session: Any, follow: bool, since: int | None, as_json: bool) -> None
         wait = _POLL
 
 
-def _sentence(event: dict[str, Any]) -> str:
+def sentence(event: dict[str, Any]) -> str:
+    """Return an event as a line for a person."""
     who = f"{event['instance']}#{event['generation']}" if event["instance"] else "app"
     step = f"{event['from']} -> {event['to']}" if event["event"] == "instance.state" else event["event"]
     return f"{event['seq']:>6} {event['at']} {who}: {step} ({event['cause']})"

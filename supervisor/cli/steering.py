@@ -10,6 +10,7 @@ import click
 
 from smartipc.ipc import control, steering
 from smartipc.supervisor.cli.client import FAILED, USAGE, leave, plain
+from smartipc.supervisor.cli.naming import NAME
 
 _MARKS = {"add": "+", "remove": "-", "scale": "~", "restart": "~", "change": "~"}
 
@@ -29,7 +30,7 @@ def finish(results: dict[str, str], *, as_json: bool) -> None:
         leave(FAILED, "\n".join(f"{name}: {reason}" for name, reason in failed.items()))
 
 
-_NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+_NAMES = click.argument("names", nargs=-1, required=True, type=NAME, metavar="NAME...")
 _NO_WAIT = click.option("--no-wait", is_flag=True, help="Return at once.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object: the result of each instance.")
 
