@@ -210,6 +210,13 @@ class Caller:
             if link is not None:
                 return link
 
+    async def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
+        """Turn the loss of a link into WorkerDied with its exit facts, where they are known now or very soon."""
+        peer = link.peer
+        if peer is None:
+            return lost
+        return await self._facts(lost, peer.name, peer.generation, lost.method or "")
+
     async def broadcast(
         self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
     ) -> list[tuple[str, bytes | BaseException]]:
@@ -291,9 +298,12 @@ class Caller:
         return any(entry.ready and entry.instance != lost.instance for entry in entries)
 
     async def _lost(self, error: ConnectionLost, entry: Entry, method: str) -> CallError:
+        return await self._facts(error, entry.instance, entry.generation, method)
+
+    async def _facts(self, error: ConnectionLost, instance: str, generation: int, method: str) -> CallError:
         until = self._loop.time() + attempts.FACTS_WAIT
         while True:
-            death = attempts.lost(error, self._directory.state, entry.instance, entry.generation, method)
+            death = attempts.lost(error, self._directory.state, instance, generation, method)
             if death is not None:
                 return death
             if error.processed == "no" or not await self.change(until):

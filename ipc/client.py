@@ -40,6 +40,7 @@ from smartipc.ipc.protocol.events import (
     GoodbyeReceived,
     NotifiesReceived,
     NotifyReceived,
+    OpenReceived,
     RequestReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
@@ -270,6 +271,10 @@ class Line(QuietHost):
         _only_one(to, slot)
         return await self._usable(name, self._loop.time() + timeout, timeout)
 
+    async def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
+        """Return the loss as it is: no more can be known; see Router."""
+        return lost
+
     async def broadcast(
         self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
     ) -> list[tuple[str, bytes | BaseException]]:
@@ -324,6 +329,10 @@ class Line(QuietHost):
     def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
         """Serve them."""
         self._handlers.on_notifies(link, event)
+
+    def on_open(self, link: Link, event: OpenReceived) -> None:
+        """Serve it."""
+        self._handlers.streams.on_open(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from smartipc.ipc.contracts import Method
+from smartipc.ipc.contracts import Channel, Method, Stream
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
+from smartipc.ipc.flows import FlowHandler, flow_handler, is_generator, positional
 from smartipc.ipc.message import IpcMessage, Peer, epoch
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
@@ -49,35 +50,58 @@ class Registry:
         self.handlers: dict[str, Handler] = {}
         self.served = 0
         """Requests and one-way messages that have come so far."""
+        self.flows: dict[str, FlowHandler] = {}
+        """The streams and channels that are served."""
         self._worker = worker
         self._instance = instance
 
     def __repr__(self) -> str:
         return f"<Registry of {self._instance}: {', '.join(sorted(self.handlers)) or 'no handlers'}>"
 
-    def add(self, contract: Method[Any, Any] | str, function: Callable[..., Any]) -> Handler:
-        """Register a function taking (payload) or (payload, message).
+    def add(
+        self, contract: Method[Any, Any] | Stream[Any, Any] | Channel[Any, Any] | str, function: Callable[..., Any]
+    ) -> Handler | FlowHandler:
+        """Register a function: (payload) or (payload, message) for methods and streams, (channel) for channels.
+
+        A generator function registered by a plain name serves a stream.
 
         Raises:
             LocalProtocolError: the name is taken, belongs to another worker, or the signature does not fit.
         """
-        positional = _positional(function)
-        if not 1 <= positional <= 2:
+        name = self._full_name(contract)
+        if name in self.handlers or name in self.flows:
+            raise LocalProtocolError(f"method {name} has a handler already")
+        if isinstance(contract, (Stream, Channel)) or (isinstance(contract, str) and is_generator(function)):
+            request = _annotated(function) if isinstance(contract, str) else Any
+            flow = self.flows[name] = flow_handler(contract, name, function, request)
+            return flow
+        count = positional(function)
+        if not 1 <= count <= 2:
             raise LocalProtocolError(f"handler {function.__qualname__} must take (payload) or (payload, message)")
         if isinstance(contract, Method):
-            name, request, reply, errors = contract.name, contract.request, contract.reply, contract.errors
-            if self._worker and not name.startswith(self._worker + "."):
-                raise LocalProtocolError(f"method {name} belongs to another worker than {self._worker}")
+            request, reply, errors = contract.request, contract.reply, contract.errors
         else:
-            name = f"{self._worker}.{contract}" if self._worker else contract
             request, reply, errors = _annotated(function), Any, ()
-        if name in self.handlers:
-            raise LocalProtocolError(f"method {name} has a handler already")
         codec.decoder_for(request)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-        plain = positional == 1 and not is_async
-        handler = Handler(name, function, request, reply, positional == 2, is_async, tuple(errors), plain)
+        plain = count == 1 and not is_async
+        handler = Handler(name, function, request, reply, count == 2, is_async, tuple(errors), plain)
         self.handlers[name] = handler
+        return handler
+
+    def _full_name(self, contract: Method[Any, Any] | Stream[Any, Any] | Channel[Any, Any] | str) -> str:
+        if isinstance(contract, str):
+            return f"{self._worker}.{contract}" if self._worker else contract
+        if self._worker and not contract.name.startswith(self._worker + "."):
+            raise LocalProtocolError(f"method {contract.name} belongs to another worker than {self._worker}")
+        return contract.name
+
+    def find_flow(self, name: str, *, duplex: bool) -> FlowHandler | Fault:
+        """Return the function of a stream or channel, or the fault that names those there are."""
+        handler = self.flows.get(name)
+        if handler is None or handler.duplex is not duplex:
+            known = sorted(one for one, served in self.flows.items() if served.duplex is duplex)
+            return self.fault(NoSuchMethod(name, known, instance=self._instance), ())
         return handler
 
     def find(self, method: str) -> Handler | Fault:
@@ -177,17 +201,11 @@ def pinned(worker: str, to: Peer, slot: int | None) -> int:
     return to.slot
 
 
-def _positional(function: Callable[..., Any]) -> int:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    return sum(1 for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty)
-
-
 def _annotated(function: Callable[..., Any]) -> Any:
     """Return the annotation of the first parameter; Any where there is none or it cannot be resolved."""
     try:
         hints = get_type_hints(function)
     except (NameError, TypeError):
         return Any
-    first = next(iter(inspect.signature(function).parameters))
+    first = next(iter(inspect.signature(function).parameters), "")
     return hints.get(first, Any)

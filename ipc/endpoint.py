@@ -15,16 +15,18 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
-from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
+from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import RemoteFault, Resume
-from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, deliver
 from smartipc.ipc.resilience.breaker import Breaker
 from smartipc.ipc.serving import current_deadline
+from smartipc.ipc.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
@@ -37,6 +39,9 @@ Rep = TypeVar("Rep")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 H = TypeVar("H")
+Item = TypeVar("Item")
+Send = TypeVar("Send")
+Receive = TypeVar("Receive")
 
 LOOK_AHEAD = 32
 """Calls that `map` keeps under way unless `concurrency` says otherwise."""
@@ -74,6 +79,10 @@ class Router(Protocol):
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
         """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
+        ...
+
+    async def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
+        """Say more about the loss of a link that `reach` gave, where more is known."""
         ...
 
     async def broadcast(
@@ -321,6 +330,145 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    # streams and channels
+
+    @overload
+    def open_stream(
+        self,
+        stream: Stream[Req, Item],
+        request: Req,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Opener[Items[Item]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        stream: str,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        item_type: type[T],
+    ) -> Opener[Items[T]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        stream: Stream[None, Item],
+        request: None = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Opener[Items[Item]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        stream: str,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Opener[Items[Any]]: ...
+
+    def open_stream(
+        self,
+        stream: Stream[Any, Any] | str,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        item_type: Any = None,
+    ) -> Opener[Items[Any]]:
+        """Open a stream: `async with ipc.open_stream(contract, request) as items: async for item in items`.
+
+        A reader that is slow makes the handler wait. Leaving the block tells the handler that no more is wanted.
+
+        Args:
+            stream: a contract, or "worker.stream".
+            request: must fit the contract.
+            timeout: seconds until an instance must have accepted; the stream itself has no deadline.
+            to: open it at this peer, of `ipc.peers` or of `server.clients`.
+            slot: pin this instance.
+            key: equal keys go to the same instance while the ready ones stay the same.
+            headers: strings that the handler sees in its message.
+            item_type: decode the items into this type, for a stream given by name.
+
+        Raises (on entering):
+            RequestTimeout: no instance accepted in time.
+            WorkerDied, ConnectionLost, NoSuchWorker, NoSuchMethod, Overloaded, InvalidPayload: what they say.
+        """
+        name, encoded, item, declared = opening(stream, request, item_type)
+        return Opener(
+            self._router,
+            lambda link: Items(link, name, Reception(item, name=name, declared=declared), None, self._router),
+            name,
+            encoded,
+            timeout=_budget(None, timeout),
+            to=to,
+            slot=slot,
+            key=key,
+            headers=headers,
+        )
+
+    def open_channel(
+        self,
+        channel: Channel[Send, Receive],
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+    ) -> Opener[IpcChannel[Send, Receive]]:
+        """Open a channel: `async with ipc.open_channel(contract) as channel`, then send, receive, iterate.
+
+        Leaving the block resets what is still open; a channel that both sides have closed is left in peace.
+
+        Args:
+            channel: the contract.
+            timeout: seconds until an instance must have accepted; the channel itself has no deadline.
+            to: open it at this peer, of `ipc.peers` or of `server.clients`.
+            slot: pin this instance.
+            key: equal keys go to the same instance while the ready ones stay the same.
+
+        Raises (on entering):
+            RequestTimeout, WorkerDied, ConnectionLost, NoSuchWorker, NoSuchMethod, Overloaded: as open_stream.
+        """
+        name, declared = channel.name, tuple(channel.errors)
+
+        def make(link: Link) -> IpcChannel[Send, Receive]:
+            reception: Reception[Receive] = Reception(channel.receive, name=name, declared=declared, duplex=True)
+            return IpcChannel(link, name, reception, channel.send, self._router)
+
+        return Opener(
+            self._router,
+            make,
+            name,
+            codec.EMPTY,
+            timeout=_budget(None, timeout),
+            to=to,
+            slot=slot,
+            key=key,
+            headers=None,
+        )
+
     # buffers
 
     def buffer(self, nbytes: int) -> Buffer:
@@ -432,13 +580,34 @@ class Endpoint:
     ]: ...
 
     @overload
+    def handler(
+        self, method: Stream[Req, Item]
+    ) -> Callable[
+        [
+            Callable[[Req], AsyncIterable[Item] | Iterable[Item]]
+            | Callable[[Req, IpcMessage[Req]], AsyncIterable[Item] | Iterable[Item]]
+        ],
+        Callable[..., AsyncIterable[Item] | Iterable[Item]],
+    ]: ...
+
+    @overload
+    def handler(
+        self, method: Channel[Send, Receive]
+    ) -> Callable[[Callable[[IpcChannel[Receive, Send]], Awaitable[None]]], Callable[..., Awaitable[None]]]: ...
+
+    @overload
     def handler(self, method: str) -> Callable[[F], F]: ...
 
-    def handler(self, method: Method[Any, Any] | str) -> Callable[[Any], Any]:
-        """Register the decorated function, `def` or `async def`, taking (payload) or (payload, message).
+    def handler(self, method: Method[Any, Any] | Stream[Any, Any] | Channel[Any, Any] | str) -> Callable[[Any], Any]:
+        """Register the decorated function: `def` or `async def` for a method, a generator for a stream.
 
-        A contract carries the full address; a plain name is relative to this worker. A plain `def` runs on the event
-        loop: keep it short.
+        They take (payload) or (payload, message); `async def` for a channel takes (channel). A contract carries the
+        full address; a plain name is relative to this worker, and a generator function registered by one serves a
+        stream. A plain `def` and each step of a plain generator run on the event loop: keep them short.
+
+        A stream's generator is closed when its reader goes. A channel function's return closes the channel from its
+        side, an exception resets it; when the other side gives the channel up, a waiting `send` or `receive` raises
+        StreamReset, and a function that waits for something else is cancelled.
 
         Raises:
             LocalProtocolError: the name is taken or another worker's, or the signature does not fit.

@@ -26,6 +26,7 @@ from smartipc.ipc.protocol.events import (
     MessageReceived,
     NotifiesReceived,
     NotifyReceived,
+    OpenReceived,
     RequestReceived,
 )
 from smartipc.ipc.publishing import Hub, Messages, Publisher
@@ -49,6 +50,7 @@ class InstanceRouter:
         self.request = caller.request
         self.direct = caller.direct
         self.reach = caller.reach
+        self.mourn = caller.mourn
         self.broadcast = caller.broadcast
         self._publisher = publisher
         self._hub = hub
@@ -277,6 +279,10 @@ class _Arrivals(QuietHost):
     def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
         """Serve them."""
         self.server.on_notifies(link, event)
+
+    def on_open(self, link: Link, event: OpenReceived) -> None:
+        """Serve it."""
+        self.server.streams.on_open(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""

@@ -25,7 +25,14 @@ from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeo
 from smartipc.ipc.message import Peer
 from smartipc.ipc.opening import Opening
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import CancelReceived, Closed, NotifiesReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.events import (
+    CancelReceived,
+    Closed,
+    NotifiesReceived,
+    NotifyReceived,
+    OpenReceived,
+    RequestReceived,
+)
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.publishing import Messages
 from smartipc.ipc.serving import Server
@@ -144,6 +151,10 @@ class Exchange(QuietHost):
         """Return the link of one client; see Router."""
         return self._link_of(name, to, slot, key)[0]
 
+    async def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
+        """Return the loss as it is: no more can be known; see Router."""
+        return lost
+
     async def broadcast(
         self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
     ) -> list[tuple[str, bytes | BaseException]]:
@@ -206,6 +217,10 @@ class Exchange(QuietHost):
     def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
         """Serve them."""
         self.handlers.on_notifies(link, event)
+
+    def on_open(self, link: Link, event: OpenReceived) -> None:
+        """Serve it."""
+        self.handlers.streams.on_open(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Cancel the handler."""

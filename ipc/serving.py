@@ -22,6 +22,7 @@ from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, Reque
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived
 from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.streaming import StreamServer
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
@@ -67,6 +68,7 @@ class Server:
         self._strangers: dict[Stream, asyncio.TimerHandle] = {}
         self._running: dict[tuple[Link, int], asyncio.Task[None]] = {}
         self._notifies: set[asyncio.Task[None]] = set()
+        self.streams = StreamServer(registry, links.instance_name(launch))
         self._waiting: deque[tuple[Handler, Link, RequestReceived]] = deque()
 
     def __repr__(self) -> str:
@@ -310,7 +312,9 @@ class Server:
     async def drain(self, grace: float) -> None:
         """Wait at most `grace` seconds for running handlers and unsent answers, then cancel and close."""
         until = self._loop.time() + grace
-        while (tasks := {*self._running.values(), *self._notifies}) and (left := until - self._loop.time()) > 0:
+        while (tasks := {*self._running.values(), *self._notifies, *self.streams.tasks}) and (
+            left := until - self._loop.time()
+        ) > 0:
             await asyncio.wait(tasks, timeout=left)
         for task in tasks:
             task.cancel()

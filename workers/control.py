@@ -22,15 +22,7 @@ from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import (
-    CancelReceived,
-    Closed,
-    ConsumedReceived,
-    GoodbyeReceived,
-    MessageReceived,
-    NotifyReceived,
-    RequestReceived,
-)
+from smartipc.ipc.protocol.events import NotifyReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.wire import codec
@@ -199,12 +191,6 @@ class ControlClient(QuietHost):
 
     # LinkHost
 
-    def on_opened(self, link: Link) -> None:
-        """The handshake is done."""
-
-    def on_request(self, link: Link, event: RequestReceived) -> None:
-        """The supervisor asks nothing of a worker in this version."""
-
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Directory updates and stop orders."""
         if event.method == control.directory.name:
@@ -224,18 +210,3 @@ class ControlClient(QuietHost):
     def _apply(self, directory: Directory, update: control.Directory) -> None:
         directory.apply(update)
         self._send(control.acknowledge, control.Acknowledge(update.revision))
-
-    def on_cancel(self, link: Link, event: CancelReceived) -> None:
-        """Nothing to cancel."""
-
-    def on_message(self, link: Link, event: MessageReceived) -> None:
-        """No topics over the pipe."""
-
-    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
-        """No topics over the pipe."""
-
-    def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:
-        """EOF follows."""
-
-    def on_closed(self, link: Link, event: Closed) -> None:
-        """The loop of the thread sees it."""

@@ -12,8 +12,9 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
-from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.errors import ConnectionLost, RequestTimeout, SmartIpcError
 from smartipc.ipc.protocol.buffers import DescriptorFrame
@@ -31,13 +32,17 @@ from smartipc.ipc.protocol.events import (
     NotifiesReceived,
     NotifyReceived,
     Opened,
+    OpenReceived,
     ReplyReceived,
     RequestReceived,
+    StreamEvent,
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
+
+T = TypeVar("T")
 
 READ_SIZE = 64 * 1024
 """Bytes of a read. Not more: above 128 KiB every `recv` maps and unmaps memory, which costs as much as a round trip."""
@@ -69,6 +74,8 @@ class Link:
         self._write_fd = write_fileno(sock)
         self._host = host
         self._loop = asyncio.get_running_loop()
+        self.flows: dict[int, Flow] = {}
+        """The open streams and channels, by id; whoever puts one in takes it out."""
         self._futures: dict[int, asyncio.Future[bytes]] = {}
         self._unsent: list[bytes | bytearray | memoryview] = []
         self._unsent_bytes = 0
@@ -109,8 +116,8 @@ class Link:
 
     @property
     def outstanding(self) -> int:
-        """Calls of ours without an answer."""
-        return len(self._futures)
+        """Calls of ours without an answer, and open streams and channels."""
+        return len(self._futures) + len(self.flows)
 
     def fileno(self) -> int:
         """Return the descriptor, for credentials; -1 when closed."""
@@ -251,6 +258,17 @@ class Link:
         """Whether more than HIGH_WATER bytes are unsent: whoever sends more should wait for `drained`."""
         return self._unsent_bytes + self.connection.queued > HIGH_WATER
 
+    def tell(self, what: Callable[[], T]) -> T:
+        """Do something to the connection's streams, and write what comes of it."""
+        result = what()
+        self.push()
+        return result
+
+    def push(self) -> None:
+        """Write what the connection has to say, in its turn."""
+        if not self.closed:
+            self._push()
+
     async def drained(self) -> None:
         """Wait until less than HIGH_WATER bytes are unsent. Cancelling it loses nothing."""
         while self.congested and not self.closed:
@@ -270,7 +288,11 @@ class Link:
         self.goodbye("closing")
         loop = self._loop
         deadline = loop.time() + grace
-        while not self.closed and (self._futures or self._unsent) and loop.time() < deadline:
+        while (
+            not self.closed
+            and (self._futures or self._unsent or self.connection.streams.unsent)
+            and loop.time() < deadline
+        ):
             waits = [future for future in self._futures.values() if not future.done()]
             if waits:
                 await asyncio.wait(waits, timeout=deadline - loop.time())
@@ -314,6 +336,8 @@ class Link:
             self._in_batch = False
         if self.connection.has_data and not self._writing:
             self._flush()
+        elif self.connection.streams.writable:
+            self._wake_writers()
         if self.closed:
             self._release()
 
@@ -333,6 +357,12 @@ class Link:
                 self._settle(event.id, RemoteFault(event.fault))
             case CallExpired():
                 self._settle(event.id, RequestTimeout(None))
+            case StreamEvent():
+                flow = self.flows.get(event.id)
+                if flow is not None:
+                    flow.on_event(event)
+            case OpenReceived():
+                self._host.on_open(self, event)
             case CancelReceived():
                 self._host.on_cancel(self, event)
             case Opened():
@@ -445,6 +475,17 @@ class Link:
             self._advance(sent)
         if unsent or self._writing:
             self._watch_writable()
+        if connection.streams.writable:
+            self._wake_writers()
+
+    def _wake_writers(self) -> None:
+        """Tell streams that have room for another item: credit came, or what waited has left."""
+        idents = list(self.connection.streams.writable)
+        self.connection.streams.writable.clear()
+        for ident in idents:
+            flow = self.flows.get(ident)
+            if flow is not None:
+                flow.on_writable()
 
     def _refused(self, error: OSError) -> None:
         self._unsent.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple, Protocol
 
-from smartipc.ipc.errors import InvalidPayload, SmartIpcError
+from smartipc.ipc.errors import InvalidPayload, NoSuchMethod, SmartIpcError
 from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
@@ -15,10 +15,12 @@ from smartipc.ipc.protocol.events import (
     MessagesReceived,
     NotifiesReceived,
     NotifyReceived,
+    OpenReceived,
     RequestReceived,
+    StreamEvent,
 )
 from smartipc.ipc.wire import codec
-from smartipc.ipc.wire.faults import error_of
+from smartipc.ipc.wire.faults import error_of, fault_of
 from smartipc.ipc.wire.heads import Fault
 
 log = logging.getLogger("smartipc.links")
@@ -39,6 +41,9 @@ class LinkHost(Protocol):
     def on_notifies(self, link: Any, event: NotifiesReceived) -> None:
         """Several one-way messages came in one frame."""
 
+    def on_open(self, link: Any, event: OpenReceived) -> None:
+        """The peer opens a stream or channel: put a Flow into link.flows and accept it, or refuse it."""
+
     def on_cancel(self, link: Any, event: CancelReceived) -> None:
         """The caller of that request has gone or given up."""
 
@@ -58,6 +63,26 @@ class LinkHost(Protocol):
         """The link is over; nothing follows."""
 
 
+class Flow(Protocol):
+    """One end of an open stream or channel, as a link knows it: `link.flows`, by id."""
+
+    def on_event(self, event: StreamEvent) -> None:
+        """Something came for it. Called where the link reads."""
+
+    def on_writable(self) -> None:
+        """An item that was refused would be taken now. Only take note: the link may be locked."""
+
+
+def refuse_open(link: Any, event: OpenReceived, fault: Fault) -> None:
+    """Answer the opening of a stream or channel with a fault."""
+
+    def refuse() -> None:
+        link.connection.streams.fail(event.id, fault)
+        link.connection.streams.released(event.id)
+
+    link.tell(refuse)
+
+
 class QuietHost:
     """A LinkHost that ignores everything; base of hosts that care about little. Batches reach it one by one."""
 
@@ -74,6 +99,10 @@ class QuietHost:
         """Take them apart."""
         for payload in apart(event, link):
             self.on_notify(link, NotifyReceived(event.method, payload, None, event.received_at))
+
+    def on_open(self, link: Any, event: OpenReceived) -> None:
+        """Refuse it: nothing is served here."""
+        refuse_open(link, event, fault_of(NoSuchMethod(event.method)))
 
     def on_cancel(self, link: Any, event: CancelReceived) -> None:
         """Ignore it."""

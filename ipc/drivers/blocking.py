@@ -21,8 +21,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
-from smartipc.ipc.drivers.base import LinkHost, RemoteFault
+from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.protocol.buffers import DescriptorFrame
@@ -40,14 +41,18 @@ from smartipc.ipc.protocol.events import (
     NotifiesReceived,
     NotifyReceived,
     Opened,
+    OpenReceived,
     ReplyReceived,
     RequestReceived,
+    StreamEvent,
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
+
+T = TypeVar("T")
 
 READ_SIZE = 64 * 1024
 _IOV = 512
@@ -80,6 +85,8 @@ class Link:
         """Called again and again while a send waits for room: the owner may read elsewhere, so that no ring of
         senders waits for itself."""
         self.error: SmartIpcError | None = None
+        self.flows: dict[int, Flow] = {}
+        """The open streams and channels, by id; whoever puts one in takes it out."""
         self.watchers: dict[int, Callable[[], None]] = {}
         """By thread: called when another thread has read for it; for threads that poll several links."""
         self._sock = sock
@@ -121,8 +128,8 @@ class Link:
 
     @property
     def outstanding(self) -> int:
-        """Calls of ours without an answer, or whose answer nobody has taken."""
-        return len(self._results)
+        """Calls of ours without an answer, or whose answer nobody has taken, and open streams and channels."""
+        return len(self._results) + len(self.flows)
 
     @property
     def socket(self) -> Stream:
@@ -283,6 +290,28 @@ class Link:
         if not self.closed:
             self._say(lambda: self.connection.goodbye(reason), wait=False)
 
+    def tell(self, what: Callable[[], T], *, flush: bool = True) -> T:
+        """Do something to the connection's streams, and write what the socket takes without waiting.
+
+        With `flush` off nothing is written yet, so that several items leave together.
+
+        Raises:
+            LocalProtocolError: the link was inherited through fork, or what `what` raises.
+        """
+        if self._pid != os.getpid():
+            raise LocalProtocolError("this handle was inherited through fork; connect anew in the child")
+        try:
+            with self._lock:
+                result = what()
+                if flush and not self.closed:
+                    self._send_some()
+        except SmartIpcError:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
+        return result
+
     def flush(self) -> bool:
         """Write what the socket takes without waiting; return whether everything is out."""
         with self._lock:
@@ -320,6 +349,34 @@ class Link:
                 self._unlead()
         elif timeout > 0:
             self._follow(timeout, lambda: not self.closed)
+
+    def wait(self, done: Callable[[], bool], until: float | None = None) -> bool:
+        """Read, or let another thread read, until `done`, the link is over, or the time; return done().
+
+        Raises:
+            LocalProtocolError: the link was inherited through fork.
+        """
+        if self._pid != os.getpid():
+            raise LocalProtocolError("this handle was inherited through fork; connect anew in the child")
+        leading = True
+        try:
+            while not done():
+                left = _LONGEST_WAIT if until is None else min(_LONGEST_WAIT, until - time.monotonic())
+                if self.closed or left <= 0:
+                    return done()
+                leading = self._lead()
+                if leading:
+                    try:
+                        self._read(left)
+                    finally:
+                        self._unlead()
+                else:
+                    self._follow(left, lambda: not done())
+        except BaseException:
+            if leading:
+                self.abandon()
+            raise
+        return True
 
     def _lead(self) -> bool:
         """Become the one thread that reads, if nobody is. Whoever dispatches may do so again, from a host's method."""
@@ -410,6 +467,8 @@ class Link:
                 events += self.connection.handle_timer(now)
             if self.stuck or self._buffers_due or self.connection.has_data:
                 self._send_some()
+            elif self.connection.streams.writable:
+                self._wake_writers()
         return events
 
     def _wait_and_read(self, longest: float) -> bytes:
@@ -469,6 +528,12 @@ class Link:
                 self._fail_call(event.id, RemoteFault(event.fault))
             case CallExpired():
                 self._fail_call(event.id, RequestTimeout(None))
+            case StreamEvent():
+                flow = self.flows.get(event.id)
+                if flow is not None:
+                    flow.on_event(event)
+            case OpenReceived():
+                self._host.on_open(self, event)
             case CancelReceived():
                 self._host.on_cancel(self, event)
             case Opened():
@@ -543,6 +608,20 @@ class Link:
 
     def _send_some(self) -> bool:
         """Write what the socket takes at once; call under the lock. Return whether everything is out."""
+        everything = self._send_at_once()
+        if self.connection.streams.writable:
+            self._wake_writers()
+        return everything
+
+    def _wake_writers(self) -> None:
+        """Tell streams that have room for another item; they only take note, for the lock is held."""
+        writable = self.connection.streams.writable
+        while writable:
+            flow = self.flows.get(writable.pop())
+            if flow is not None:
+                flow.on_writable()
+
+    def _send_at_once(self) -> bool:
         connection, unsent = self.connection, self._unsent
         if self._unsettled:
             return True  # nothing to wait for but the peer: the reader goes on with it, and then writes

@@ -323,6 +323,11 @@ class Streams:
         """Say that whatever served a stream of the peer is gone: only then does it count no more against the bound."""
         self._serving.discard(ident)
 
+    @property
+    def unsent(self) -> bool:
+        """Whether items or ends still wait here, for their turn or for credit."""
+        return any(stream.queue or stream.tail is not None for stream in self._streams.values())
+
     def opening(self, ident: int) -> bool:
         """Tell whether a stream of ours is neither accepted nor over."""
         stream = self._streams.get(ident)

@@ -7,5 +7,6 @@ from smartipc.ipc.sync.client import connect as connect
 from smartipc.ipc.sync.handle import SmartIpc as SmartIpc
 from smartipc.ipc.sync.server import IpcServer as IpcServer
 from smartipc.ipc.sync.server import serve as serve
+from smartipc.ipc.sync.streaming import IpcChannel as IpcChannel
 
-__all__ = ["IpcClient", "IpcServer", "SmartIpc", "connect", "serve"]
+__all__ = ["IpcChannel", "IpcClient", "IpcServer", "SmartIpc", "connect", "serve"]

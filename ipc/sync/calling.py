@@ -22,6 +22,7 @@ from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
+    CallError,
     CircuitOpen,
     ConnectFailed,
     ConnectionLost,
@@ -354,7 +355,7 @@ class Caller(QuietHost):
             FrameTooLarge: the payload exceeds a limit.
         """
         while True:
-            link = self._reach(call)
+            link = self.reach(call)
             try:
                 link.notify(call.method, call.payload, headers=call.headers)
             except ConnectionLost:
@@ -363,7 +364,8 @@ class Caller(QuietHost):
             else:
                 return
 
-    def _reach(self, call: Call) -> Link:
+    def reach(self, call: Call) -> Link:
+        """Return a link to the instance that `call` would be sent to, waiting until it is ready; raises as notify."""
         while True:
             if time.monotonic() >= call.deadline:
                 self._expired(call)
@@ -376,6 +378,23 @@ class Caller(QuietHost):
                 except (ConnectFailed, BlockingIOError):
                     self._rest(call, time.monotonic() + DIAL_AGAIN)
             self._change(call.seen, call.rest_until)
+
+    def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
+        """Turn the loss of a link into WorkerDied with its exit facts, where they are known now or very soon."""
+        peer, until = link.peer, time.monotonic() + attempts.FACTS_WAIT
+        while peer is not None:
+            state = self._directory.state
+            death = attempts.lost(lost, state, peer.name, peer.generation, lost.method or "")
+            if death is not None:
+                return death
+            if lost.processed == "no" or time.monotonic() >= until:
+                break
+            self._change(state, until)
+        return lost
+
+    def await_on(self, link: Link, done: Callable[[], bool], until: float | None = None) -> bool:
+        """Read the link until `done`, its end, or the time; return done()."""
+        return link.wait(done, until)
 
     def _settle_or_rest(self, call: Call) -> None:
         if call.link is not None:

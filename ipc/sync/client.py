@@ -237,6 +237,15 @@ class Line(Desk):
                 link.notify(call.method, call.payload, headers=call.headers)
                 return
 
+    def reach(self, call: Call) -> Link:
+        """Return the link, made anew if need be; see Router."""
+        _only_one(call)
+        return self.usable(call.deadline, call.method)
+
+    def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
+        """Return the loss as it is: no more can be known; see Router."""
+        return lost
+
     def everyone(self, call: Call) -> list[Call]:
         """Return the one call: the server is everybody; see Router."""
         return [call]

@@ -13,14 +13,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
-from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Method, Topic
+from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
-from smartipc.ipc.errors import LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.publishing import Messages
 from smartipc.ipc.sync.serving import current_deadline
+from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
@@ -32,6 +35,9 @@ Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+Item = TypeVar("Item")
+Send = TypeVar("Send")
+Receive = TypeVar("Receive")
 
 LOOK_AHEAD = 32
 """Calls that `map` keeps under way unless `concurrency` says otherwise."""
@@ -58,6 +64,18 @@ class Router(Protocol):
 
     def notify(self, call: Call) -> None:
         """Write one one-way message."""
+        ...
+
+    def reach(self, call: Call) -> Link:
+        """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
+        ...
+
+    def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
+        """Say more about the loss of a link that `reach` gave, where more is known."""
+        ...
+
+    def await_on(self, link: Link, done: Callable[[], bool], until: float | None = None) -> bool:
+        """Read, and do what else a waiting member does, until `done`, the link is over, or the time; return done()."""
         ...
 
     def everyone(self, call: Call) -> list[Call]:
@@ -277,6 +295,135 @@ class Endpoint:
             for call in running:
                 self._router.cancel(call)
 
+    # streams and channels
+
+    @overload
+    def open_stream(
+        self,
+        stream: Stream[Req, Item],
+        request: Req,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Opener[Items[Item]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        stream: str,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        item_type: type[T],
+    ) -> Opener[Items[T]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        stream: Stream[None, Item],
+        request: None = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Opener[Items[Item]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        stream: str,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Opener[Items[Any]]: ...
+
+    def open_stream(
+        self,
+        stream: Stream[Any, Any] | str,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        item_type: Any = None,
+    ) -> Opener[Items[Any]]:
+        """Open a stream: `with ipc.open_stream(contract, request) as items: for item in items`.
+
+        A reader that is slow makes the handler wait. Leaving the block tells the handler that no more is wanted.
+
+        Args:
+            stream: a contract, or "worker.stream".
+            request: must fit the contract.
+            timeout: seconds until an instance must have accepted; the stream itself has no deadline.
+            to: open it at this peer, of `ipc.peers` or of `server.clients`.
+            slot: pin this instance.
+            key: equal keys go to the same instance while the ready ones stay the same.
+            headers: strings that the handler sees in its message.
+            item_type: decode the items into this type, for a stream given by name.
+
+        Raises (on entering):
+            RequestTimeout: no instance accepted in time.
+            WorkerDied, ConnectionLost, NoSuchWorker, NoSuchMethod, Overloaded, InvalidPayload: what they say.
+        """
+        name, encoded, item, declared = opening(stream, request, item_type)
+        router = self._router
+
+        def make(link: Link) -> Items[Any]:
+            return Items(link, name, Reception(item, name=name, declared=declared), None, router, router)
+
+        budget = _budget(None, timeout)
+        return Opener(
+            router, make, lambda: Call(name, encoded, timeout=budget, to=to, slot=slot, key=key, headers=headers)
+        )
+
+    def open_channel(
+        self,
+        channel: Channel[Send, Receive],
+        *,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        slot: int | None = None,
+        key: str | None = None,
+    ) -> Opener[IpcChannel[Send, Receive]]:
+        """Open a channel: `with ipc.open_channel(contract) as channel`, then send, receive, iterate.
+
+        Leaving the block resets what is still open; a channel that both sides have closed is left in peace.
+
+        Args:
+            channel: the contract.
+            timeout: seconds until an instance must have accepted; the channel itself has no deadline.
+            to: open it at this peer, of `ipc.peers` or of `server.clients`.
+            slot: pin this instance.
+            key: equal keys go to the same instance while the ready ones stay the same.
+
+        Raises (on entering):
+            RequestTimeout, WorkerDied, ConnectionLost, NoSuchWorker, NoSuchMethod, Overloaded: as open_stream.
+        """
+        name, declared = channel.name, tuple(channel.errors)
+        router = self._router
+
+        def make(link: Link) -> IpcChannel[Send, Receive]:
+            reception: Reception[Receive] = Reception(channel.receive, name=name, declared=declared, duplex=True)
+            return IpcChannel(link, name, reception, channel.send, router, router)
+
+        budget = _budget(None, timeout)
+        return Opener(router, make, lambda: Call(name, codec.EMPTY, timeout=budget, to=to, slot=slot, key=key))
+
     # buffers
 
     def buffer(self, nbytes: int) -> Buffer:
@@ -387,16 +534,34 @@ class Endpoint:
     ) -> Callable[[Callable[[Req], Rep] | Callable[[Req, IpcMessage[Req]], Rep]], Callable[..., Rep]]: ...
 
     @overload
+    def handler(
+        self, method: Stream[Req, Item]
+    ) -> Callable[
+        [Callable[[Req], Iterable[Item]] | Callable[[Req, IpcMessage[Req]], Iterable[Item]]],
+        Callable[..., Iterable[Item]],
+    ]: ...
+
+    @overload
+    def handler(
+        self, method: Channel[Send, Receive]
+    ) -> Callable[[Callable[[IpcChannel[Receive, Send]], None]], Callable[..., None]]: ...
+
+    @overload
     def handler(self, method: str) -> Callable[[F], F]: ...
 
-    def handler(self, method: Method[Any, Any] | str) -> Callable[[Any], Any]:
-        """Register the decorated plain function, taking (payload) or (payload, message).
+    def handler(self, method: Method[Any, Any] | Stream[Any, Any] | Channel[Any, Any] | str) -> Callable[[Any], Any]:
+        """Register the decorated plain function; a generator for a stream.
 
-        A contract carries the full address; a plain name is relative to this worker. Handlers run one at a time, in
-        the home thread.
+        It takes (payload) or (payload, message); (channel) for a channel. A contract carries the full address; a plain
+        name is relative to this worker, and a generator function registered by one serves a stream. Handlers run one
+        at a time, in the home thread: a generator is stepped between requests as its reader gives credit, a channel
+        function runs until it returns, so requests wait for it (other links are read meanwhile).
+
+        A stream's generator is closed when its reader goes. A channel function's return closes the channel from its
+        side, an exception resets it; `send` and `receive` raise StreamReset when the other side has given it up.
 
         Raises:
-            TypeError: an `async def`: a blocking worker has no event loop to run it.
+            TypeError: an `async def`: a blocking endpoint has no event loop to run it.
             LocalProtocolError: the name is taken or another worker's, or the signature does not fit.
         """
 

@@ -153,21 +153,17 @@ class Desk(Server):
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Queue it; see Server."""
         super().on_request(link, event)
-        self._call_home()
+        self.call_home()
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Queue it; see Server."""
         super().on_notify(link, event)
-        self._call_home()
+        self.call_home()
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
         super().on_message(link, event)
-        self._call_home()
-
-    def _call_home(self) -> None:
-        if threading.get_ident() != self.home or self._followers:
-            self.wake()
+        self.call_home()
 
     # staying and leaving
 

@@ -44,6 +44,9 @@ class InstanceRouter:
         self.cancel = caller.cancel
         self.notify = caller.notify
         self.everyone = caller.everyone
+        self.reach = caller.reach
+        self.mourn = caller.mourn
+        self.await_on = caller.await_on
         self._publisher = publisher
         self._hub = hub
 

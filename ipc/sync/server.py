@@ -119,6 +119,15 @@ class Exchange(Desk):
         self.require_own()
         self._link_of(call).notify(call.method, call.payload, headers=call.headers)
 
+    def reach(self, call: Call) -> Link:
+        """Return the link of one client; see Router."""
+        self.require_own()
+        return self._link_of(call)
+
+    def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
+        """Return the loss as it is: no more can be known; see Router."""
+        return lost
+
     def everyone(self, call: Call) -> list[Call]:
         """Return one call for every client, in the order they came; see Router."""
         return [
@@ -163,7 +172,7 @@ class Exchange(Desk):
         assert link.peer is not None
         number = next(self._numbers)
         self.clients[link] = Peer(link.peer.name, number, link.peer.generation, link.peer.pid, ready=True)
-        self._call_home()
+        self.call_home()
 
     def on_closed(self, link: Link, event: Closed) -> None:
         """Forget the client; what it had asked for is skipped."""

@@ -24,10 +24,18 @@ from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import CancelReceived, Closed, MessageReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.events import (
+    CancelReceived,
+    Closed,
+    MessageReceived,
+    NotifyReceived,
+    OpenReceived,
+    RequestReceived,
+)
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
+from smartipc.ipc.sync.streaming import StreamServer
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
@@ -76,6 +84,7 @@ class Server(QuietHost):
         self.on_topic: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
         self.on_lost: Callable[[Link], None] = lambda _link: None
         self.before_sleep: Callable[[], None] = lambda: None
+        self.streams = StreamServer(registry, links.instance_name(launch), self)
         self._launch = launch
         self._registry = registry
         self._port = port
@@ -149,6 +158,32 @@ class Server(QuietHost):
                 return False
             if not self._turn_as_leader(0.0 if home and self._queue else left):
                 self._follow(left, lambda home=home: done() or (home and bool(self._queue)))  # type: ignore[misc]
+
+    def await_on(self, link: Link, done: Callable[[], bool], until: float | None = None) -> bool:
+        """Wait as `wait` does for something that comes over `link`, until `done`, its end, or the time."""
+        me = threading.get_ident()
+        before = link.watchers.get(me)
+        link.watchers[me] = self.wake  # another thread may read for us without being in `wait`
+        try:
+            self.look_after(link)
+            left = None if until is None else max(0.0, until - time.monotonic())
+            self.wait(lambda: done() or link.closed, left)
+        finally:
+            if before is None:
+                link.watchers.pop(me, None)
+            else:
+                link.watchers[me] = before
+        return done()
+
+    def look_after(self, link: Link) -> None:
+        """Begin or end waiting for room for what its socket did not take."""
+        if link.stuck is not (link in self._writing):
+            self._watch_writable(link)
+
+    def call_home(self) -> None:
+        """Make sure that the home thread looks at its queue, wherever it waits."""
+        if threading.get_ident() != self.home or self._followers:
+            self.wake()
 
     def wake(self) -> None:
         """Make every waiting thread look at its condition again. Called in any thread."""
@@ -344,6 +379,10 @@ class Server(QuietHost):
             return
         self._queue.append((link, event))
 
+    def on_open(self, link: Link, event: OpenReceived) -> None:
+        """Queue it, or refuse."""
+        self.streams.on_open(link, event)
+
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
         """Forget a request that has not started. One that runs goes on: its thread cannot be stopped."""
         if (link, event.id) != self._current:
@@ -489,9 +528,11 @@ class Server(QuietHost):
     def drain(self, until: float) -> None:
         """Finish queued requests and unsent replies until that time, refuse the rest as never run, close."""
         self.home = threading.get_ident()
-        while self._queue and time.monotonic() < until:
-            self._work(lambda: time.monotonic() >= until)
-            self._turn_as_leader(0.0)
+        while (self._queue or self.streams.active) and (left := until - time.monotonic()) > 0:
+            if self._queue:
+                self._work(lambda: time.monotonic() >= until)
+            self._turn_as_leader(0.0 if self._queue else min(left, 0.05))
+        self.streams.cancel()
         while self._queue:
             link, what = self._queue.popleft()
             if link is not None and isinstance(what, RequestReceived):
@@ -501,7 +542,10 @@ class Server(QuietHost):
         self._cancelled.clear()
         # Once more: what peers sent before they knew is refused by the connection itself, as not processed.
         self._turn_as_leader(0.0)
-        while any(link.stuck for link in list(self.links.values())) and (left := until - time.monotonic()) > 0:
+        while (
+            any(link.stuck or link.connection.streams.unsent for link in list(self.links.values()))
+            and (left := until - time.monotonic()) > 0
+        ):
             for link in list(self.links.values()):
                 self._written(link)
             self._turn_as_leader(min(left, 0.05))

@@ -66,6 +66,8 @@ def fault_of(
                     type=cls.__name__,
                     details=details,
                 )
+    if isinstance(error, errors.StreamReset):
+        return Fault(10, "StreamReset", error.reason, processed=2, instance=instance)
     code = CODES.get(type(error))
     if code is not None and isinstance(error, errors.CallError) and not isinstance(error, errors.RemoteError):
         return Fault(
@@ -127,6 +129,8 @@ def error_of(
         case "RateLimited" | "CircuitOpen":
             limited: type[errors.RateLimited] = getattr(errors, fault.name)
             return limited(retry_after, **call)
+        case "StreamReset":
+            return errors.StreamReset(fault.message)
         case "WorkerDied":
             return errors.WorkerDied(fault.instance, processed=processed, reason=fault.message, method=method)
         case _:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from smartipc.ipc.message import Peer as Peer
     from smartipc.ipc.server import IpcServer as IpcServer
     from smartipc.ipc.server import serve as serve
+    from smartipc.ipc.streaming import IpcChannel as IpcChannel
     from smartipc.ipc.transports.base import IpcTransport as IpcTransport
     from smartipc.ipc.transports.child import ChildProcessTransport as ChildProcessTransport
     from smartipc.ipc.transports.pipe import NamedPipeTransport as NamedPipeTransport
@@ -69,6 +70,7 @@ _PUBLIC = {
     "FrameTooLarge": "smartipc.ipc.errors",
     "InvalidPayload": "smartipc.ipc.errors",
     "IpcClient": "smartipc.ipc.client",
+    "IpcChannel": "smartipc.ipc.streaming",
     "IpcMessage": "smartipc.ipc.message",
     "IpcServer": "smartipc.ipc.server",
     "IpcTransport": "smartipc.ipc.transports.base",
@@ -114,6 +116,7 @@ __all__ = [
     "EndOfStream",
     "FrameTooLarge",
     "InvalidPayload",
+    "IpcChannel",
     "IpcClient",
     "IpcMessage",
     "IpcServer",
