@@ -23,6 +23,7 @@ from smartipc.ipc.protocol.events import MessageReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.routing.topics import matches
 from smartipc.ipc.subscriptions import Kept
+from smartipc.ipc.wire.codec import self_contained
 
 MOST = 10_000
 """Topics of one app that may have a retained value."""
@@ -72,7 +73,9 @@ class Retained:
         with self._lock:  # a later stamp must not be overwritten by an earlier one
             stamp = next(self._stamps)
             me = self._publisher
-            data = msgspec.msgpack.encode(_Record(topic, payload, me.name, me.generation, stamp, time.time()))
+            data = msgspec.msgpack.encode(
+                _Record(topic, self_contained(payload), me.name, me.generation, stamp, time.time())
+            )
             name = _name_of(topic)
             if name not in self._known:
                 self._folder.mkdir(mode=0o700, exist_ok=True)

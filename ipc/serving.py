@@ -188,7 +188,7 @@ class Server:
             self._start(handler, link, event)
             return
         token = current_deadline.set(deadline)
-        handled = tracing.current.set((link.peer, event))
+        handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
             value = handler.function(payload)
         except Exception as error:  # the boundary of the user's handler
@@ -205,7 +205,7 @@ class Server:
             link.fail(event.id, arguments)
             return
         token = current_deadline.set(event.deadline)
-        handled = tracing.current.set((link.peer, event))
+        handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
             if handler.is_async:
                 task = _start_task(self._loop, self._run(handler, link, event.id, arguments))
@@ -274,7 +274,7 @@ class Server:
         if isinstance(arguments, Fault):
             log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
             return
-        handled = tracing.current.set((link.peer, event))
+        handled = tracing.current.set(tracing.handled(link.peer, event))
         if not handler.is_async:
             _one_way_now(handler, arguments)
             tracing.current.reset(handled)

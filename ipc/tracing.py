@@ -15,9 +15,12 @@ from smartipc.ipc.protocol.handshake import Identity
 TRACE_HEADER = "traceparent"
 """Header that carries the trace from call to call (W3C Trace Context); handlers see it as `message.trace`."""
 
-Handled: TypeAlias = tuple[Identity | None, RequestReceived | NotifyReceived]
+Handled: TypeAlias = tuple[Identity | None, dict[str, str] | None, int, float]
+"""Peer, headers, id and time of a request: all but its payload, for timers and links that a handler starts keep its
+context, and would keep the payload's buffers for as long."""
+
 current: contextvars.ContextVar[Handled | None] = contextvars.ContextVar("smartipc_request", default=None)
-"""Peer and request that the running handler answers; calls made from it belong to the same trace."""
+"""The request that the running handler answers; calls made from it belong to the same trace."""
 
 
 def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived) -> str:
@@ -26,17 +29,25 @@ def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived) -> 
     A trace that begins here is derived from who calls, the call's number and when it came, which no two calls share;
     so a call from outside any handler carries nothing and costs nothing.
     """
-    if event.headers is not None and TRACE_HEADER in event.headers:
-        return event.headers[TRACE_HEADER]
-    ident = event.id if isinstance(event, RequestReceived) else 0
+    return _trace(*handled(peer, event))
+
+
+def handled(peer: Identity | None, event: RequestReceived | NotifyReceived) -> Handled:
+    """Return what `current` keeps of a request."""
+    return peer, event.headers, event.id if isinstance(event, RequestReceived) else 0, event.received_at
+
+
+def _trace(peer: Identity | None, headers: dict[str, str] | None, ident: int, received_at: float) -> str:
+    if headers is not None and TRACE_HEADER in headers:
+        return headers[TRACE_HEADER]
     origin = (peer.name, peer.pid, peer.generation) if peer is not None else ()
-    digest = hashlib.blake2b(repr((origin, ident, event.received_at)).encode(), digest_size=24).hexdigest()
+    digest = hashlib.blake2b(repr((origin, ident, received_at)).encode(), digest_size=24).hexdigest()
     return f"00-{digest[:32]}-{digest[32:]}-01"
 
 
 def with_trace(headers: dict[str, str] | None) -> dict[str, str] | None:
     """Add the trace of the request that is being handled, if one is, to a call's headers."""
-    handled = current.get()
-    if handled is None or (headers is not None and TRACE_HEADER in headers):
+    request = current.get()
+    if request is None or (headers is not None and TRACE_HEADER in headers):
         return headers
-    return {**(headers or {}), TRACE_HEADER: trace_of(*handled)}
+    return {**(headers or {}), TRACE_HEADER: _trace(*request)}

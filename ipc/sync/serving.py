@@ -445,7 +445,7 @@ class Server(QuietHost):
             link.fail(event.id, arguments)
             return
         token = current_deadline.set(event.deadline)
-        handled = tracing.current.set((link.peer, event))
+        handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
             value = handler.function(*arguments)
         except Exception as error:  # the boundary of the user's handler
@@ -508,7 +508,7 @@ class Server(QuietHost):
         if isinstance(arguments, Fault):
             log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
             return
-        handled = tracing.current.set((link.peer, event))
+        handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
             handler.function(*arguments)
         except Exception:  # the boundary of the user's handler

@@ -52,6 +52,11 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
+@functools.lru_cache(maxsize=256)
+def _array_type(length: int) -> Any:
+    return ctypes.c_ubyte * length
+
+
 class _Mapping:
     """A mapped range. Unmapped when nothing refers to it any more; `close` is not needed, and there is none."""
 
@@ -73,7 +78,7 @@ class _Mapping:
 
     def array(self, offset: int, length: int) -> Any:
         """Return a ctypes array over a part. Whoever keeps it must keep this object: see the module's docstring."""
-        return (ctypes.c_ubyte * length).from_address(self.address + offset)
+        return _array_type(length).from_address(self.address + offset)
 
 
 class MappedRegion:

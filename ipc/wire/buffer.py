@@ -136,9 +136,14 @@ _decoder = msgspec.msgpack.Decoder(_Meta)
 
 
 class Collector:
-    """Encoder hook: turns the Buffers of one value into extension values and keeps the big ones in `attachments`."""
+    """Encoder hook: turns the Buffers of one value into extension values and keeps the big ones in `attachments`.
 
-    def __init__(self) -> None:
+    Args:
+        threshold: bytes from which a Buffer is big; None for never.
+    """
+
+    def __init__(self, threshold: int | None = THRESHOLD) -> None:
+        self._threshold = threshold
         self.attachments: list[Attachment] = []
 
     def __call__(self, value: Any) -> Any:
@@ -151,7 +156,7 @@ class Collector:
             if (type(value).__module__, type(value).__name__) != ("numpy", "ndarray"):
                 raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
             value = Buffer(value)
-        if value.nbytes < THRESHOLD:
+        if self._threshold is None or value.nbytes < self._threshold:
             meta = _encoder.encode(_Meta(value.dtype, value.shape))
             return msgspec.msgpack.Ext(INLINE, _META.pack(len(meta)) + meta + bytes(value.view))
         index = len(self.attachments)

@@ -71,6 +71,15 @@ def _encode_buffers(value: Any) -> bytes:
     return payload(encoded, collector.attachments) if collector.attachments else encoded
 
 
+def self_contained(encoded: bytes) -> bytes:
+    """Return a payload that can be kept without its attachments: they are put into the value."""
+    if not isinstance(encoded, Payload):
+        return encoded
+    from smartipc.ipc.wire.buffer import Collector
+
+    return msgspec.msgpack.Encoder(enc_hook=Collector(threshold=None)).encode(plain(encoded))
+
+
 def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
     """Return the decoder of a type, built once.
 

@@ -218,6 +218,16 @@ def test_memory_that_is_shared_already_says_where() -> None:
     assert encoded.attachments[0].place == "there"
 
 
+def test_what_is_kept_stands_on_its_own() -> None:
+    assert codec.self_contained(b"\xc0") == b"\xc0"
+    array = np.arange(THRESHOLD)
+    kept = codec.self_contained(codec.encode(Frame(Buffer(array), 3)))
+    assert type(kept) is bytes
+    again = codec.decode(kept, Frame)
+    assert np.array_equal(np.asarray(again.pixels), array)
+    assert again.number == 3
+
+
 def test_reprs_tell() -> None:
     assert repr(Buffer(b"abc")) == "<Buffer 3 bytes read-only>"
     assert repr(Buffer(np.zeros((2, 3)))) == "<Buffer 48 bytes <f8 (2, 3)>"
