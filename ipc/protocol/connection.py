@@ -66,6 +66,7 @@ from smartipc.ipc.wire.frames import (
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
 from smartipc.ipc.wire.receive_buffer import ReceiveBuffer
+from smartipc.ipc.wire.text import shown
 
 _OVERLOADED = Fault(8, "Overloaded", "too many requests in flight", retryable=True, processed=0)
 _DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True, processed=0)
@@ -88,6 +89,8 @@ _EXPECTED = {
     ("client", True): frozenset({Kind.AUTH_OK, Kind.REJECT, Kind.FATAL}),
 }
 """Kinds that may come before the handshake is over, by our role and whether HELLO and WELCOME are exchanged."""
+_LOOK_BACK = 256
+"""Events of one read among which a cancelled request is looked for, so that a flood of both costs no square."""
 _CACHE = 1024
 """Heads of requests that are kept, encoded and decoded ones; a table is emptied when it is full."""
 _CACHED_HEAD = 128
@@ -149,6 +152,9 @@ class Connection:
         self._message_limit = limits.message
         self._calls = Calls(1 if role == "client" else 2)
         self._serving: set[int] = set()
+        self._heavy: dict[int, int] = {}
+        """Sizes of the large ones among the requests that are served."""
+        self._heavy_bytes = 0
         self._refuse: Fault | None = None
         self._in = ReceiveBuffer()
         self._parts = Reassembly(limits)
@@ -274,6 +280,14 @@ class Connection:
         """Payload bytes of small messages that wait for data_to_send: past some thousands, do not wait for more."""
         return self._out.queued
 
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits for the peer to read that it should not be heard until it does.
+
+        Only the accepting side may stop reading for it: if both did, both could wait for ever.
+        """
+        return self.role == "server" and self._out.waiting > self.limits.unsent
+
     def data_to_send(self) -> list[bytes | bytearray]:
         """Hand out what to write, control frames first, then whole frames, then at most one piece of a large one.
 
@@ -394,12 +408,15 @@ class Connection:
             if len(payload) > self._message_limit:
                 raise FrameTooLarge(len(payload), self._message_limit, "reply")
             self._serving.discard(ident)
+            if self._heavy:
+                self._lighten(ident)
             self._out.add(_RESPONSE, ident, b"", payload)
 
     def fail(self, ident: int, fault: Fault) -> None:
         """Answer a request with an error; ignored as reply is."""
         if ident in self._serving:
             self._serving.discard(ident)
+            self._lighten(ident)
             self._answer_fault(ident, fault)
 
     def cancel(self, ident: int) -> None:
@@ -427,6 +444,9 @@ class Connection:
             self._end(None, reason, events)
         return events
 
+    def _lighten(self, ident: int) -> None:
+        self._heavy_bytes -= self._heavy.pop(ident, 0)
+
     # parsing
 
     def _parse(self, now: float, events: list[Event]) -> None:
@@ -434,7 +454,7 @@ class Connection:
         if self._preface_due and not self._read_preface(buffer):
             return
         data, offset = buffer.data, buffer.offset
-        end = len(data)
+        began, end = offset, len(data)
         limits = self.limits
         calls = self._calls.pending
         known = self._known
@@ -462,7 +482,7 @@ class Connection:
             if self.state is ConnectionState.CLOSED:
                 return
         if offset < end:
-            if self._partial_since is None or offset > 0:
+            if self._partial_since is None or offset > began:
                 self._partial_since = now
         else:
             self._partial_since = None
@@ -640,11 +660,12 @@ class Connection:
     def _on_reject(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         self._only_opening()
         reject = heads.decode(head, heads.Reject)
+        reason = shown(reject.reason)
         self._release(forget=True)
         if reject.authentication:
-            self._end(AuthenticationFailed(f"refused by the peer: {reject.reason}"), reject.reason, events)
+            self._end(AuthenticationFailed(f"refused by the peer: {reason}"), reason, events)
         else:
-            self._end(RemoteProtocolError(f"refused by the peer: {reject.reason}"), reject.reason, events)
+            self._end(RemoteProtocolError(f"refused by the peer: {reason}"), reason, events)
 
     def _on_ping(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         since, count = self._ping_window
@@ -660,12 +681,12 @@ class Connection:
             events.append(PongReceived(sequence, now - sent))
 
     def _on_goaway(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        reason = heads.decode(head, heads.Reason).reason
+        reason = shown(heads.decode(head, heads.Reason).reason)
         self.state = TRANSITIONS[self.state, Cause.GOODBYE]
         events.append(GoodbyeReceived(reason))
 
     def _on_fatal(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        reason = heads.decode(head, heads.Reason).reason
+        reason = shown(heads.decode(head, heads.Reason).reason)
         self._end(LocalProtocolError(f"the peer refused our bytes: {reason}"), reason, events)
 
     def _on_request(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
@@ -679,6 +700,12 @@ class Connection:
                     self._read_heads.clear()
                 self._read_heads[head] = fields
         refuse = self._refuse or (_OVERLOADED if len(self._serving) >= self.limits.inflight else None)
+        if len(payload) > self.limits.chunk and refuse is None:
+            if self._heavy_bytes + len(payload) > self.limits.heavy:
+                refuse = _OVERLOADED
+            else:
+                self._heavy[ident] = len(payload)
+                self._heavy_bytes += len(payload)
         if refuse is not None:
             self._answer_fault(ident, refuse)
             return
@@ -708,7 +735,9 @@ class Connection:
         self._parts.drop(_REQUEST, ident)
         if ident in self._serving:
             self._serving.discard(ident)
-            for index, event in enumerate(events):
+            self._lighten(ident)
+            for index in range(len(events) - 1, max(-1, len(events) - 1 - _LOOK_BACK), -1):
+                event = events[index]
                 if isinstance(event, RequestReceived) and event.id == ident:
                     del events[index]  # read together: a handler that was kept from running must not start now
                     return
@@ -767,7 +796,9 @@ class Connection:
         (self._out.control if self._held is None else self._held).append(data)
 
     def _answer_fault(self, ident: int, fault: Fault) -> None:
-        self._out.normal.append(frame(Kind.ERROR, ident, b"", heads.encode_fault(fault, self.limits.chunk)))
+        encoded = heads.encode_fault(fault, self.limits.chunk)
+        self._out.normal.append(frame(Kind.ERROR, ident, b"", encoded))
+        self._out.queued += len(encoded)
 
     def _withdraw(self, ident: int) -> None:
         if self._out.drop(_REQUEST, ident):
@@ -798,6 +829,7 @@ class Connection:
         events.extend(self.streams.lost())
         self._calls.clear()
         self._serving.clear()
+        self._heavy.clear()
         self._parts.clear()
         self.buffers.close()
         self._in.clear()

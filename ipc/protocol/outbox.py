@@ -18,6 +18,9 @@ from typing import Protocol
 from smartipc.ipc.wire.attachments import Payload
 from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, BATCHES, HEADER, HEADER_SIZE, Flag, frame
 
+_OVERHEAD = 128
+"""Bytes that a frame costs besides its payload."""
+
 ACTIVE = 8
 """Large messages cut in turn at a time; below the receiver's bound on half-received ones."""
 
@@ -146,6 +149,11 @@ class Outbox:
 
     def __bool__(self) -> bool:
         return bool(self.normal or self.control or self._bulk)
+
+    @property
+    def waiting(self) -> int:
+        """About how many bytes wait; of a large message one piece is counted."""
+        return self.queued + _OVERHEAD * (len(self.normal) + len(self.control)) + self._chunk * len(self._bulk)
 
     def __repr__(self) -> str:
         return f"<Outbox {len(self.control)} control, {len(self.normal)} frames, {len(self._bulk)} large>"

@@ -9,12 +9,13 @@ from smartipc.ipc.wire.limits import Limits
 class Reassembly:
     """Half-received messages of one peer."""
 
-    __slots__ = ("_attached", "_limits", "halves")
+    __slots__ = ("_attached", "_limits", "_plain", "halves")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.halves: dict[tuple[int, int], tuple[bytes, bytearray, bool]] = {}
         self._attached = 0
+        self._plain = 0
 
     def __bool__(self) -> bool:
         return bool(self.halves)
@@ -47,7 +48,11 @@ class Reassembly:
         if has_attachments is not attached:
             raise RemoteProtocolError("a later piece of a message has other flags")
         size, limit = len(payload) + len(piece), self._limits.message
-        if attached:
+        if not attached:
+            self._plain += len(piece)
+            if self._plain > self._limits.halves:
+                raise FrameTooLarge(self._plain, self._limits.halves, "half-sent messages")
+        else:
             self._attached += len(piece)
             size, limit = self._attached, limit + self._limits.buffers
         if size > limit:
@@ -61,10 +66,15 @@ class Reassembly:
     def drop(self, kind: int, ident: int) -> None:
         """Forget a message that its sender gave up."""
         known = self.halves.pop((kind, ident), None)
-        if known is not None and known[2]:
+        if known is None:
+            return
+        if known[2]:
             self._attached -= len(known[1])
+        else:
+            self._plain -= len(known[1])
 
     def clear(self) -> None:
         """Forget all."""
         self.halves.clear()
         self._attached = 0
+        self._plain = 0

@@ -31,8 +31,14 @@ class Limits:
     """Seconds to finish a started frame or message."""
     inflight: int = 1024
     """Unanswered requests that a peer may have here."""
+    heavy: int = 256 * MIB
+    """Bytes of those of them that are larger than a chunk; more are refused as overload."""
     partial: int = 32
     """Messages that a peer may have half-sent at a time."""
+    halves: int = 128 * MIB
+    """Bytes of all of them; a sender interleaves at most eight."""
+    unsent: int = 16 * MIB
+    """Bytes of small messages that wait for a peer that does not read; the accepting side then reads no more of it."""
     buffers: int = 1024 * MIB
     """Bytes of the attachments of one message, and of all half-received ones, where they travel as bytes."""
     pings: int = 20

@@ -166,6 +166,7 @@ class Strange:
         (int | list[Any], True),
         (msgspec.Raw, True),
         (Strange, True),
+        (3, True),
     ],
 )
 def test_which_types_are_looked_at(wanted: Any, open_ended: bool) -> None:
