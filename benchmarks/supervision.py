@@ -82,7 +82,7 @@ def _smartipc(folder: Path, script: Path, children: int) -> list[str]:
         f"supervisor: {{runtime_dir: {folder}/r, state_dir: {folder}/s, log: {{level: error}}}}\n"
         "workers:\n"
         f"  child: {{command: [{script}], instances: {children}, "
-        "restart: {delay: 1ms, max_delay: 1ms, jitter: 0, max_restarts: 1000000}}\n"
+        "restart: {delay: 0.0001, max_delay: 0.0001, jitter: 0, max_restarts: 1000000}}\n"
     )
     return [str(BIN / "smartipc-supervise"), str(folder / "app.yaml")]
 

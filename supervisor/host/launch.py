@@ -112,7 +112,7 @@ def launch(program: Program) -> int:
     try:
         pid = os.fork()
         if not pid:
-            _become(program, parent, write)
+            become(program, parent, write)
     except OSError as error:
         os.close(read)
         os.close(write)
@@ -128,7 +128,8 @@ def launch(program: Program) -> int:
     return pid
 
 
-def _become(program: Program, parent: int, report: int) -> NoReturn:
+def become(program: Program, parent: int, report: int) -> NoReturn:
+    """Turn this process, a fresh fork of `parent`, into the program; a failure is written to `report`."""
     step = "cannot start"
     try:
         os.setsid()

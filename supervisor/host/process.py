@@ -25,13 +25,14 @@ from smartipc.supervisor.host import functions
 from smartipc.supervisor.host.exits import OomWatch, facts_of
 from smartipc.supervisor.host.functions import Begun, FunctionStarter
 from smartipc.supervisor.host.guard import Guard
-from smartipc.supervisor.host.launch import LaunchError, Program, find_user, launch
+from smartipc.supervisor.host.launch import LaunchError, Program, find_user
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.logfile import LogFile, LogFiles
 from smartipc.supervisor.host.orphans import Orphans
 from smartipc.supervisor.host.output import Drain, Output, Stream
 from smartipc.supervisor.host.sockets import Sockets
 from smartipc.supervisor.host.spares import Reads, Spare, Spares
+from smartipc.supervisor.host.understudy import Understudy
 
 log = logging.getLogger("smartipc.supervisor")
 TAIL_LINES = 10
@@ -83,6 +84,7 @@ class ProcessHost:
         self.lives: dict[tuple[str, int], Life] = {}
         self.sockets = Sockets()
         self.spares = Spares(self._guard, self._start_spare)
+        self._understudy = Understudy(wanted=any(worker.command is not None for worker in spec.workers))
         self.others: set[int] = set()
         """Pids of children that are no lives but are looked after: hooks and probes."""
         self.orphans = Orphans(run_id, self._known, exclusive=exclusive)
@@ -113,6 +115,7 @@ class ProcessHost:
         if self._exclusive:
             self._loop.remove_signal_handler(signal.SIGCHLD)
         self.spares.close()
+        self._understudy.close()
         deadline = time.monotonic() + _SWEEP_WAIT
         while (killed := self.orphans.kill_all()) and time.monotonic() < deadline:
             for pid, words in killed.items():
@@ -124,6 +127,7 @@ class ProcessHost:
 
     def _known(self) -> set[int]:
         known = {life.pid for life in self.lives.values()} | self.others | self._starter.helpers() | self.spares.pids()
+        known |= self._understudy.pids()
         return known if self._guard.pid is None else known | {self._guard.pid}
 
     # starting
@@ -198,7 +202,7 @@ class ProcessHost:
         assert worker.command is not None
         try:
             user = find_user(worker.user) if worker.user is not None else None
-            pid = launch(
+            pid = self._understudy.launch(
                 Program(
                     worker.command,
                     env,
