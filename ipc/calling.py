@@ -16,11 +16,11 @@ from smartipc.ipc import links
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import LinkHost, RemoteFault, Resume
+from smartipc.ipc.drivers.base import Direct, LinkHost, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, NoSuchWorker, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.resilience.breaker import Breaker, Breakers
+from smartipc.ipc.resilience.breaker import Breakers
 from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
@@ -57,7 +57,7 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] | None = None
         self._turn = 0
-        self._directs: dict[str, tuple[DirectoryState, Link, Entry, Breaker | None]] = {}
+        self._directs: dict[str, tuple[DirectoryState, Direct]] = {}
         self._late = 0
         self.circuits = Breakers(launch.breaker, launch.breakers)
         self.budget = RetryBudget()
@@ -170,14 +170,14 @@ class Caller:
             if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
                 await asyncio.sleep(attempts.BACKOFF)
 
-    def direct(self, name: str) -> tuple[Link, Entry, Breaker | None] | None:
+    def direct(self, name: str) -> Direct | None:
         """Return the open link that a call with nothing special goes to now, if there is nothing to wait for."""
-        known = self._directs.get(name)
-        state = self._directory.state
-        if known is not None and known[0] is state and not known[1].closed and not self.circuits.trouble:
-            return known[1], known[2], known[3]
         if self.circuits.trouble:
             return None
+        known = self._directs.get(name)
+        state = self._directory.state
+        if known is not None and known[0] is state and not known[1].link.closed:
+            return known[1]
         worker = worker_of(name)
         self._turn += 1
         entry = balance.select(state, worker, outstanding=self.outstanding, turn=self._turn)
@@ -186,12 +186,13 @@ class Caller:
         link = self.links.get((entry.instance, entry.generation))
         if link is None or link.closed:
             return None
-        circuit = self.circuits.of(entry.instance, entry.generation, name)
-        if sum(one.ready for one in state.by_worker[worker]) == 1:
+        only = sum(one.ready for one in state.by_worker[worker]) == 1
+        direct = Direct(link, entry, only, self.circuits.of(entry.instance, entry.generation, name))
+        if only:
             if len(self._directs) >= _DIRECTS:
                 self._directs.clear()
-            self._directs[name] = state, link, entry, circuit
-        return link, entry, circuit
+            self._directs[name] = state, direct
+        return direct
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
         """Choose an instance, wait until it is ready, and return an open link to it.

@@ -20,7 +20,7 @@ from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import QuietHost, RemoteFault, Resume
+from smartipc.ipc.drivers.base import Direct, QuietHost, RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import (
     AuthenticationFailed,
@@ -259,12 +259,12 @@ class Line(QuietHost):
                 # It refuses new calls and will go, or its handler's own call was lost: either way a moment later.
                 await self.change(min(until, self._loop.time() + attempts.BACKOFF * 2 ** (attempt - 1)))
 
-    def direct(self, name: str) -> tuple[Link, Link, None] | None:  # noqa: ARG002 - there is one server
+    def direct(self, name: str) -> Direct | None:  # noqa: ARG002 - there is one server
         """Return the link if it can be used now; see Router."""
         link = self.link
         if link is None or link.closed or self._leaving or self.machine.state is not ClientState.CONNECTED:
             return None
-        return link, link, None
+        return Direct(link, link, True)
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:  # noqa: ARG002 - see request
         """Return the link as soon as there is one; see Router."""
@@ -285,6 +285,12 @@ class Line(QuietHost):
         except expected as error:
             answer = error
         return [(_peer(self.link), answer)]
+
+    def burst(self, topic: Topic[Any]) -> None:
+        """Begin none; see Router."""
+
+    def flush(self) -> None:
+        """Do nothing: there are no bursts."""
 
     async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
         """Hand a message to the server; see Router."""

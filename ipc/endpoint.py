@@ -15,19 +15,19 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
+from smartipc.ipc.bursts import NotifyBurst
 from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import RemoteFault, Resume
+from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
-from smartipc.ipc.publishing import Messages, deliver
-from smartipc.ipc.resilience.breaker import Breaker
+from smartipc.ipc.publishing import Messages, TopicBurst, deliver
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.streaming import IpcChannel, Items, Opener
-from smartipc.ipc.tracing import with_trace
+from smartipc.ipc.tracing import current, with_trace
 from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
 
@@ -70,8 +70,8 @@ class Router(Protocol):
         """
         ...
 
-    def direct(self, name: str) -> tuple[Link, Any, Breaker | None] | None:
-        """Return the open link that a call with nothing special goes to now, and a name for it in Resume.
+    def direct(self, name: str) -> Direct | None:
+        """Return the open link that a call with nothing special goes to now.
 
         None if there is anything to wait for, or to look at first: then `request` does it.
         """
@@ -99,6 +99,14 @@ class Router(Protocol):
         """Send to every subscription of a topic, or to none."""
         ...
 
+    def burst(self, topic: Topic[Any]) -> TopicBurst | None:
+        """Begin a burst of messages on a topic, if one is worth while now."""
+        ...
+
+    def flush(self) -> None:
+        """Send what a burst has collected, before something else is said."""
+        ...
+
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
@@ -121,6 +129,9 @@ class Endpoint:
         self._subscribers: list[tuple[Messages[Any], Callable[..., Any], bool]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._delivering = False
+        self._burst: NotifyBurst | None = None
+        self._burst_method: Method[Any, Any] | None = None
+        self._topic_burst: TopicBurst | None = None
 
     # requests
 
@@ -196,14 +207,16 @@ class Endpoint:
             NoSuchWorker, NoSuchMethod, Overloaded, InvalidPayload, RemoteError: what they say.
             Exception: an error that the contract declares, as itself.
         """
+        if self._topic_burst is not None:
+            self._end_burst()
         name, encoded = request_payload(method, payload)
         headers = with_trace(headers)
         contract = method if isinstance(method, Method) else None
         budget = _budget(contract, timeout)
         resume: Resume | None = None
         direct = self._router.direct(name) if to is None and slot is None and key is None else None
-        if direct is not None and not direct[0].closed:
-            link, target, circuit = direct
+        if direct is not None and not direct.link.closed:
+            link, target = direct.link, direct.target
             began = self._loop.time()
             ident, future = link.begin(name, encoded, timeout=budget, headers=headers)
             try:
@@ -214,8 +227,8 @@ class Endpoint:
                 link.cancel(ident)
                 raise
             else:
-                if circuit is not None:
-                    circuit.passed(began)
+                if direct.circuit is not None:
+                    direct.circuit.passed(began)
                 return _decode(reply, contract, reply_type, name)
         reply = await self._router.request(
             name,
@@ -248,15 +261,25 @@ class Endpoint:
             RequestTimeout: no instance became ready within `timeout` seconds.
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
         """
+        burst = self._burst
+        if burst is not None and method is self._burst_method and to is None and slot is None and key is None:
+            if headers is None and timeout is None and current.get() is None and burst.add(payload):
+                return
+            self._burst = None
+        if self._topic_burst is not None:
+            self._end_burst()
         name, encoded = request_payload(method, payload)
         headers = with_trace(headers)
         plain = to is None and slot is None and key is None and timeout is None and current_deadline.get() is None
         direct = self._router.direct(name) if plain else None
-        if direct is not None and not direct[0].closed:
-            link = direct[0]
+        if direct is not None and not direct.link.closed:
+            link = direct.link
             link.notify(name, encoded, headers=headers)
             if link.congested:
                 await link.drained()
+            elif direct.only and link.connection.batch_is_open and isinstance(method, Method):
+                self._burst = NotifyBurst(link, method.request)
+                self._burst_method = method
             return
         contract = method if isinstance(method, Method) else None
         until = time.monotonic() + _budget(contract, timeout)
@@ -496,8 +519,15 @@ class Endpoint:
             FrameTooLarge: it exceeds the limit of a message.
             LocalProtocolError: `retain` where nothing is kept.
         """
+        burst = self._topic_burst
+        if burst is not None:
+            if topic is burst.topic and not retain and burst.add(payload):
+                return
+            self._end_burst()
         name, encoded = published(topic, payload)
         await self._router.publish(name, encoded, retain=retain)
+        if isinstance(topic, Topic) and not retain:
+            self._topic_burst = self._router.burst(topic)
 
     def publish_nowait(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> int:
         """Send to every subscription, or to none, and return how many.
@@ -506,6 +536,7 @@ class Endpoint:
             Overloaded: a subscription whose policy is "block" has its window full; nothing was sent.
             InvalidPayload, LocalProtocolError: as publish.
         """
+        self._topic_burst = None
         name, encoded = published(topic, payload)
         return self._router.publish_nowait(name, encoded, retain=retain)
 
@@ -626,6 +657,10 @@ class Endpoint:
         self._delivering = True
         for messages, function, wants_message in self._subscribers:
             self._keep(self._loop.create_task(deliver(messages, function, wants_message=wants_message)))
+
+    def _end_burst(self) -> None:
+        self._topic_burst = None
+        self._router.flush()
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._background.add(task)

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from smartipc.ipc import control, links
 from smartipc.ipc.calling import Caller
 from smartipc.ipc.contracts import Topic
-from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.drivers.base import Direct, QuietHost
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.events import (
@@ -24,13 +24,13 @@ from smartipc.ipc.protocol.events import (
     Closed,
     ConsumedReceived,
     MessageReceived,
+    MessagesReceived,
     NotifiesReceived,
     NotifyReceived,
     OpenReceived,
     RequestReceived,
 )
 from smartipc.ipc.publishing import Hub, Messages, Publisher
-from smartipc.ipc.resilience.breaker import Breaker
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -52,6 +52,8 @@ class InstanceRouter:
         self.reach = caller.reach
         self.mourn = caller.mourn
         self.broadcast = caller.broadcast
+        self.burst = publisher.burst
+        self.flush = publisher.flush
         self._publisher = publisher
         self._hub = hub
 
@@ -94,7 +96,7 @@ class GuardedRouter(InstanceRouter):
         self._gate.check("request", name)
         return await self._caller.broadcast(name, encoded, **more)
 
-    def _direct(self, name: str) -> tuple[Link, Entry, Breaker | None] | None:
+    def _direct(self, name: str) -> Direct | None:
         self._gate.check("request", name)
         return self._caller.direct(name)
 
@@ -291,6 +293,10 @@ class _Arrivals(QuietHost):
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
         self.hub.on_message(link, event)
+
+    def on_messages(self, link: Link, event: MessagesReceived) -> None:
+        """Pass them to their subscription."""
+        self.hub.on_messages(link, event)
 
     def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
         """Take credit back for the life at the other end."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from smartipc.ipc.errors import SmartIpcError
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class IpcMessage(Generic[T]):
+class IpcMessage(msgspec.Struct, Generic[T], frozen=True):
     """One message as its receiver sees it.
 
     `deadline` is monotonic seconds or None, `timestamp` epoch seconds of its arrival here, `sender` the peer's instance
@@ -23,7 +24,7 @@ class IpcMessage(Generic[T]):
     payload: T
     id: int = 0
     sender: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
     timestamp: float = 0.0
     deadline: float | None = None
     trace: str | None = None

@@ -82,6 +82,10 @@ class Lane:
         self.sequence += 1
         return self._fly(Outgoing(topic, payload, stamp, self.sequence))
 
+    def take_many(self, count: int) -> None:
+        """Use credit for that many messages of one batch; only where the publisher waits for credit."""
+        self.sent += count
+
     def give_back(self, message: Outgoing) -> None:
         """Undo `take`: the message could not be sent at all. One that drops will be told of it as of a lost one."""
         self.sent -= 1

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,8 @@ from smartipc.ipc import control
 from smartipc.ipc.calling import DIAL_AGAIN, Caller
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch, Subscription
-from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.aio import BURST, Link
+from smartipc.ipc.drivers.base import apart
 from smartipc.ipc.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -30,7 +32,7 @@ from smartipc.ipc.errors import (
 )
 from smartipc.ipc.links import LIMITS, instance_name
 from smartipc.ipc.message import IpcMessage
-from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
+from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived, MessagesReceived
 from smartipc.ipc.publications import Lane, Outgoing, member
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
@@ -38,8 +40,12 @@ from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.routing.subscribers import Key, key_of
 from smartipc.ipc.subscriptions import Inbox, subscription_of
 from smartipc.ipc.trust.gate import Gate
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK
 
 T = TypeVar("T")
+_LEAST = 16
+"""Messages for which a burst is worth while."""
 log = logging.getLogger("smartipc.topics")
 
 
@@ -54,12 +60,15 @@ class Publisher:
         self._more: asyncio.Event = asyncio.Event()
         self._again: set[Key] = set()
         self._turn = 0
+        self._burst: TopicBurst | None = None
+        self._busy = False
 
     def __repr__(self) -> str:
         return f"<Publisher to {len(self._lanes)} subscriptions>"
 
     async def publish(self, name: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription, waiting for credit of those that block; see Endpoint.publish."""
+        self.flush()
         _check_size(encoded)
         stamp = self._retained.put(name, encoded) if retain else 0
         targets = self._directory.state.subscribed(name)
@@ -79,6 +88,7 @@ class Publisher:
 
     def publish_nowait(self, name: str, encoded: bytes, *, retain: bool) -> int:
         """Send to every subscription or to none; see Endpoint.publish_nowait."""
+        self.flush()
         _check_size(encoded)
         targets = self._directory.state.subscribed(name)
         chosen = list(targets.plain)
@@ -104,6 +114,41 @@ class Publisher:
             elif link is not None:
                 self._send(link, lane, lane.take(name, encoded, stamp))
         return sum(1 for lane, link in links if link is not None or not lane.blocks)
+
+    def burst(self, topic: Topic[Any]) -> TopicBurst | None:
+        """Begin a burst if this is not the first message of the loop turn, and every subscriber takes batches."""
+        if not self._busy:
+            self._busy = True
+            asyncio.get_running_loop().call_soon(self._end_of_turn)
+            return None
+        state = self._directory.state
+        targets = state.subscribed(topic.name)
+        if targets.queues or not targets.plain:
+            return None
+        pairs: list[tuple[Lane, Link]] = []
+        room = sys.maxsize
+        for one in targets.plain:
+            lane, link = self._lane(one), None
+            if lane.blocks and lane.room:
+                link = self._link(lane)
+            if link is None or link.congested or not link.connection.batching:
+                return None
+            pairs.append((lane, link))
+            room = min(room, lane.left)
+        if room < _LEAST:
+            return None
+        self._burst = TopicBurst(topic, self._directory, pairs, room)
+        return self._burst
+
+    def flush(self) -> None:
+        """Send what a burst has collected, and end it: what is said next comes after it."""
+        burst, self._burst = self._burst, None
+        if burst is not None:
+            burst.close()
+
+    def _end_of_turn(self) -> None:
+        self._busy = False
+        self.flush()
 
     async def _place(self, lane: Lane) -> Link | None:
         """Wait for credit of a subscription and return the link to it; None when its life or itself is over."""
@@ -251,6 +296,57 @@ class Publisher:
                     await self._credit()
 
 
+class TopicBurst:
+    """Messages in a row on one topic, for the same subscribers: encoded once, and framed once per subscriber.
+
+    Args:
+        topic: the contract.
+        directory: whose state must stay what it is.
+        pairs: the subscribers, which all take batches, and the links to them.
+        room: messages for which all of them have credit.
+    """
+
+    __slots__ = ("_count", "_data", "_directory", "_pairs", "_room", "_state", "topic")
+
+    def __init__(self, topic: Topic[Any], directory: Directory, pairs: list[tuple[Lane, Link]], room: int) -> None:
+        self.topic = topic
+        self._directory = directory
+        self._state = directory.state
+        self._pairs = pairs
+        self._room = room
+        self._count = 0
+        self._data = bytearray(ARRAY.size)
+
+    def add(self, payload: Any) -> bool:
+        """Append a message; return whether it was done."""
+        if type(payload) is not self.topic.payload or self._count >= self._room:
+            return False
+        data = self._data
+        size = len(data)
+        if size > BURST or self._directory.state is not self._state:
+            return False
+        if not codec.append(payload, data) or len(data) > LIMITS.chunk:
+            del data[size:]
+            return False
+        self._count += 1
+        if len(data) > BURST:
+            self.close()
+        return True
+
+    def close(self) -> None:
+        """Send what was collected and take no more."""
+        count, self._count, self._room = self._count, 0, 0
+        if not count:
+            return
+        data = self._data
+        ARRAY.pack_into(data, 0, ARRAY_MARK, count)
+        body = bytes(data)
+        for lane, link in self._pairs:
+            with contextlib.suppress(ConnectionLost):  # its process is going: at most once
+                link.publish_batch(lane.one.number, self.topic.name, body)
+                lane.take_many(count)
+
+
 def _check_size(encoded: bytes) -> None:
     if len(encoded) > LIMITS.message:
         raise FrameTooLarge(len(encoded), LIMITS.message, "message")
@@ -297,6 +393,9 @@ class Messages(Generic[T]):
             InvalidPayload: the next message does not fit the topic's type; the one after it may.
             SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
         """
+        together = self._inbox.together
+        if len(together) > 1:  # the last of them is left to the inbox, which then gives credit back for all
+            return together.pop()
         while not self._inbox.waiting:
             if self._inbox.error is not None and not self._closed:
                 self._closed = True
@@ -318,6 +417,14 @@ class Messages(Generic[T]):
         if owed is not None:
             link.consumed(self._inbox.number, owed)
         self._wake_up()
+
+    def arrived_together(self, event: MessagesReceived, link: Link) -> None:
+        """Keep a batch of messages, or each of them by the policy."""
+        if self._inbox.arrived_together(event, link):
+            self._wake_up()
+            return
+        for payload in apart(event, link):
+            self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
 
     def close(self) -> None:
         """Let iteration end after what has arrived."""
@@ -390,6 +497,16 @@ class Hub:
         messages = self._open.get(event.number)
         if messages is not None:
             messages.arrived(event, link)
+
+    def on_messages(self, link: Link, event: MessagesReceived) -> None:
+        """Pass a batch on, as on_message."""
+        if not self._gate.hears(link.peer, event.topic):
+            for payload in apart(event, link):
+                self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
+            return
+        messages = self._open.get(event.number)
+        if messages is not None:
+            messages.arrived_together(event, link)
 
     def stop(self) -> None:
         """Let every iteration end after what has arrived."""

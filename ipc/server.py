@@ -169,6 +169,12 @@ class Exchange(QuietHost):
 
         return list(await asyncio.gather(*(one(peer) for peer in tuple(self.clients.values()))))
 
+    def burst(self, topic: Topic[Any]) -> None:
+        """Begin none; see Router."""
+
+    def flush(self) -> None:
+        """Do nothing: there are no bursts."""
+
     async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
         """Send to every subscription of every client and our own; see Router."""
         raise LocalProtocolError("topics without a supervisor are not supported yet")

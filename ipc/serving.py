@@ -291,15 +291,22 @@ class Server:
         if handler is not None and handler.plain and (self._gate is None or self._gate.open):
             payloads = codec.decode_all(event.payload, handler.request)
             if payloads is not None:
-                function = handler.function
-                for payload in payloads:
-                    try:
-                        function(payload)
-                    except Exception:  # the boundary of the user's handler
-                        log.exception("handler of one-way message %s raised", handler.name)
+                self._call_each(handler, link, event, payloads)
                 return
         for one in apart(event, link):
             self.on_notify(link, NotifyReceived(event.method, one, None, event.received_at))
+
+    def _call_each(self, handler: Handler, link: Link, event: NotifiesReceived, payloads: list[Any]) -> None:
+        function = handler.function
+        handled = tracing.current.set((link.peer, None, 0, event.received_at))
+        try:
+            for payload in payloads:
+                try:
+                    function(payload)
+                except Exception:  # the boundary of the user's handler
+                    log.exception("handler of one-way message %s raised", handler.name)
+        finally:
+            tracing.current.reset(handled)
 
     # the end
 

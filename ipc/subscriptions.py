@@ -16,7 +16,7 @@ from smartipc.ipc.contracts import Topic, check_pattern
 from smartipc.ipc.control import Overflow, SubscribeRequest, flight
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
 from smartipc.ipc.message import IpcMessage, epoch
-from smartipc.ipc.protocol.events import MessageReceived
+from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
 
@@ -47,11 +47,17 @@ class _Origin:
 
 @dataclass(slots=True)
 class _Item:
-    """One message that waits; without an event it was dropped where it lay."""
+    """One message that waits; without an event it was dropped where it lay.
+
+    Or, for a subscription that blocks, a batch of `count` that are decoded already, last first: credit is given back
+    for all of them with the last.
+    """
 
     event: MessageReceived | None
     link: Any
     missed: int
+    together: list[IpcMessage[Any]] | None = None
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -69,6 +75,8 @@ class Inbox:
     dropped: int = 0
     error: SlowConsumer | None = None
     """Why the subscription ended by itself; raised behind the last message that was kept."""
+    together: list[IpcMessage[Any]] = field(default_factory=list)
+    """The rest of the batch that is being taken, last first; all but its last may be popped here, without `take`."""
     _origins: dict[Any, _Origin] = field(default_factory=dict)
     _topics: dict[str, _Item] = field(default_factory=dict)
     _live: int = 0
@@ -100,6 +108,20 @@ class Inbox:
             self._keep(event, link)
         return self._settle(origin, len(event.payload))
 
+    def arrived_together(self, event: MessagesReceived, link: Any) -> bool:
+        """Keep a batch; False if each of its messages must be looked at, because some may be dropped or do not fit."""
+        if self.overflow != "block":
+            return False
+        payloads = codec.decode_all(event.payload, self.payload_type)
+        if not payloads:
+            return False
+        sender, when, topic = link.peer.name if link.peer else "", epoch(event.received_at), event.topic
+        messages = [
+            IpcMessage(payload=payload, sender=sender, timestamp=when, topic=topic) for payload in reversed(payloads)
+        ]
+        self.waiting.append(_Item(None, link, 0, messages, len(messages)))
+        return True
+
     def restore(self, events: list[tuple[MessageReceived, Kept]]) -> None:
         """Put retained messages in that were published before this subscription was known, newest of each topic."""
         for event, kept in events:
@@ -115,6 +137,9 @@ class Inbox:
         Raises:
             IndexError: none waits.
         """
+        first = self.waiting[0]
+        if first.together is not None:
+            return self._take_of(first, first.together)
         event, link, missed = self._pop()
         if self._live <= self.window // 2:
             self._warned = False
@@ -134,6 +159,14 @@ class Inbox:
         )
         return message, link, owed
 
+    def _take_of(self, item: _Item, together: list[IpcMessage[Any]]) -> tuple[IpcMessage[Any], Any, int | None]:
+        message = together.pop()
+        if together:
+            self.together = together
+            return message, item.link, None
+        self.waiting.popleft()
+        return message, item.link, self._settle(self._origin(item.link), 0, item.count)
+
     def settle(self, link: Any) -> int | None:
         """Count one message of that link as dealt with; return the count to acknowledge now, or None."""
         return self._settle(self._origin(link), 0)
@@ -148,8 +181,8 @@ class Inbox:
             origin = self._origins[link] = _Origin()
         return origin
 
-    def _settle(self, origin: _Origin, size: int) -> int | None:
-        origin.settled += 1
+    def _settle(self, origin: _Origin, size: int, count: int = 1) -> int | None:
+        origin.settled += count
         origin.owed_bytes += size
         owed = origin.settled - origin.acknowledged
         if owed >= max(1, flight(self.window, self.overflow) // 2) or origin.owed_bytes >= _OWED_BYTES:

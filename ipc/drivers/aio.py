@@ -225,6 +225,17 @@ class Link:
         self.connection.publish(number, topic, payload, headers=headers, stamp=stamp, sequence=sequence)
         self._push()
 
+    def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
+        """Send several messages in one frame, as Connection.publish_batch; raises ConnectionLost as notify does."""
+        self._require_open(topic)
+        self.connection.publish_batch(number, topic, payload)
+        self._push()
+
+    def burst(self) -> None:
+        """Write a batch that has grown to BURST bytes, if the socket has room."""
+        if not self._writing and not self.closed:
+            self._flush()
+
     def consumed(self, number: int, count: int) -> None:
         """Give credit back for our subscription `number`; a closed link needs none."""
         if not self.closed:

@@ -156,3 +156,12 @@ class Resume(NamedTuple):
     target: Any
     failure: SmartIpcError
     began: float
+
+
+class Direct(NamedTuple):
+    """A link that a call can take at once: what Resume calls it, whether there is no other, its circuit breaker."""
+
+    link: Any
+    target: Any
+    only: bool
+    circuit: Any = None

@@ -74,6 +74,7 @@ _RESPONSE = int(Kind.RESPONSE)
 _REQUEST = int(Kind.REQUEST)
 _NOTIFY = int(Kind.NOTIFY)
 _MSG = int(Kind.MSG)
+_MSG_BATCH = int(Kind.MSG_BATCH)
 _KNOWN = frozenset(int(kind) for kind in Kind) - RESERVED
 _MORE = int(Flag.MORE)
 _IGNORABLE = int(Flag.IGNORABLE)
@@ -276,6 +277,11 @@ class Connection:
         return bool(self._out) if self._held is None else bool(self._held)
 
     @property
+    def outbox(self) -> Outbox:
+        """What waits to be sent; others than this package may only append to its open batch."""
+        return self._out
+
+    @property
     def queued(self) -> int:
         """Payload bytes of small messages that wait for data_to_send: past some thousands, do not wait for more."""
         return self._out.queued
@@ -392,6 +398,27 @@ class Connection:
             self._out.join(_MSG, number, head, payload, key=number)
         else:
             self._out.add(_MSG, number, head, payload, key=number)
+
+    def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
+        """Queue several messages for one subscription as one frame: a MessagePack array of at most a chunk.
+
+        Only for peers that know the feature "batch".
+
+        Raises:
+            LocalProtocolError: as request.
+        """
+        self._check(0)
+        self._out.add(_MSG_BATCH, number, self._head(heads.MessageHead(topic)), payload, key=number)
+
+    @property
+    def batching(self) -> bool:
+        """Whether the peer takes batches of messages as large as a chunk."""
+        return self._out.batching and self._message_limit >= self.limits.chunk
+
+    @property
+    def batch_is_open(self) -> bool:
+        """Whether the last message queued began or joined a batch that may grow."""
+        return self._out.batch is not None and self._message_limit >= self.limits.chunk
 
     def consumed(self, number: int, count: int) -> None:
         """Queue that `count` messages in all of our subscription `number` are consumed."""
@@ -797,8 +824,7 @@ class Connection:
 
     def _answer_fault(self, ident: int, fault: Fault) -> None:
         encoded = heads.encode_fault(fault, self.limits.chunk)
-        self._out.normal.append(frame(Kind.ERROR, ident, b"", encoded))
-        self._out.queued += len(encoded)
+        self._out.add_frame(frame(Kind.ERROR, ident, b"", encoded))
 
     def _withdraw(self, ident: int) -> None:
         if self._out.drop(_REQUEST, ident):

@@ -121,19 +121,20 @@ class Outbox:
     """Frames to send. `unwritten` holds the ids of requests of which nothing has been handed out yet."""
 
     __slots__ = (
-        "_aside", "_batch", "_bulk", "_chunk", "_count", "_keys", "_kin", "_lone", "batching", "control", "late",
-        "normal", "opened", "queued", "unwritten", "unwritten_bulk",
+        "_aside", "_bulk", "_chunk", "_closed", "_keys", "_kin", "_lone", "_start", "batch", "batching", "control",
+        "count", "late", "normal", "opened", "unwritten", "unwritten_bulk",
     )  # fmt: skip
 
     def __init__(self, chunk: int) -> None:
         self.control: list[bytes | bytearray] = []
         self.normal: list[bytes | bytearray] = []
-        self.queued = 0
-        """Payload bytes of whole frames that wait."""
+        self._closed = 0
         self.batching = False
         """Whether the peer takes batches."""
-        self._batch: bytearray | None = None
-        self._count = 0
+        self.batch: bytearray | None = None
+        """The last frame of `normal` while messages may still join it; whoever appends one himself adds to `count`."""
+        self.count = 0
+        self._start = 0
         self._kin: tuple[int, int, bytes] | None = None
         """What the last frame of `normal` may be joined by; only while it is the last."""
         self._lone = b""
@@ -147,6 +148,11 @@ class Outbox:
         self.opened = False
         self._aside: list[Source] = []
 
+    @property
+    def queued(self) -> int:
+        """Payload bytes of whole frames that wait."""
+        return self._closed if self.batch is None else self._closed + len(self.batch) - self._start
+
     def __bool__(self) -> bool:
         return bool(self.normal or self.control or self._bulk)
 
@@ -158,10 +164,18 @@ class Outbox:
     def __repr__(self) -> str:
         return f"<Outbox {len(self.control)} control, {len(self.normal)} frames, {len(self._bulk)} large>"
 
+    def add_frame(self, whole: bytes) -> None:
+        """Queue a whole frame that was made elsewhere."""
+        self._kin = None
+        if self.batch is not None:
+            self._seal()
+        self.normal.append(whole)
+        self._closed += len(whole)
+
     def add(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object = None) -> bool:
         """Queue a message, cut if it is large; return whether it went to the lane of large ones."""
         self._kin = None
-        if self._batch is not None:
+        if self.batch is not None:
             self._seal()
         if type(payload) is Payload:
             self._add_bulk(_Attached(kind, ident, head, self.late(payload), self._chunk, key))
@@ -169,7 +183,7 @@ class Outbox:
         size = len(payload)
         if size <= self._chunk and not (self._keys and key in self._keys):
             self.normal.append(HEADER.pack(len(head) + size, kind, 0, len(head), ident) + head + payload)
-            self.queued += size
+            self._closed += size
             return False
         self._add_bulk(_Bulk(kind, ident, head, payload, self._chunk, key))
         return True
@@ -177,24 +191,26 @@ class Outbox:
     def join(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object) -> None:
         """Queue a one-way message: in one frame with those before it that differ from it only in their payloads."""
         kin = (kind, ident, head)
-        if kin != self._kin or len(payload) + self.queued > self._chunk or type(payload) is Payload:
+        batch = self.batch
+        size = len(payload) + len(self._lone if batch is None else batch)
+        if kin != self._kin or size > self._chunk or type(payload) is Payload:
             large = self.add(kind, ident, head, payload, key=key)
             if self.batching and not large:
                 self._kin = kin
                 self._lone = payload
             return
-        batch = self._batch
         if batch is None:
             self.normal.pop()
-            batch = self._batch = bytearray(HEADER.pack(0, BATCHES[kind], 0, len(head), ident))
+            batch = self.batch = bytearray(HEADER.pack(0, BATCHES[kind], 0, len(head), ident))
             batch += head
             batch += ARRAY.pack(ARRAY_MARK, 0)
+            self._start = len(batch)
+            self._closed -= len(self._lone)
             batch += self._lone
             self.normal.append(batch)
-            self._count = 1
+            self.count = 1
         batch += payload
-        self._count += 1
-        self.queued += len(payload)
+        self.count += 1
 
     def _add_bulk(self, bulk: _Bulk) -> None:
         if self._aside or (not self.opened and not bulk.plain):
@@ -220,12 +236,13 @@ class Outbox:
 
     def _seal(self) -> None:
         """Let no more messages join the batch."""
-        batch = self._batch
-        self._batch = self._kin = None
+        batch = self.batch
+        self.batch = self._kin = None
         assert batch is not None
+        self._closed += len(batch) - self._start
         _size, kind, _flags, head_size, ident = HEADER.unpack_from(batch)
         HEADER.pack_into(batch, 0, len(batch) - HEADER_SIZE, kind, 0, head_size, ident)
-        ARRAY.pack_into(batch, HEADER_SIZE + head_size, ARRAY_MARK, self._count)
+        ARRAY.pack_into(batch, HEADER_SIZE + head_size, ARRAY_MARK, self.count)
 
     def drop(self, kind: int, ident: int) -> bool:
         """Forget a message, or the rest of a large one; return whether any of it had been handed out."""
@@ -257,10 +274,10 @@ class Outbox:
         """Hand out everything small, or one round of pieces behind it."""
         out = self.control
         if self.normal:
-            if self._batch is not None:
+            if self.batch is not None:
                 self._seal()
             self._kin = None
-            self.queued = 0
+            self._closed = 0
             out += self.normal
             self.normal = []
             self.unwritten.clear()
@@ -316,8 +333,8 @@ class Outbox:
         """Forget everything that waits."""
         self.control.clear()
         self.normal.clear()
-        self.queued = 0
-        self._batch = self._kin = None
+        self._closed = 0
+        self.batch = self._kin = None
         self._bulk.clear()
         self._aside.clear()
         self._keys.clear()

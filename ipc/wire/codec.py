@@ -80,6 +80,15 @@ def self_contained(encoded: bytes) -> bytes:
     return msgspec.msgpack.Encoder(enc_hook=Collector(threshold=None)).encode(plain(encoded))
 
 
+def append(value: Any, buffer: bytearray) -> bool:
+    """Append `value` as MessagePack; return whether it could be, if not a part of it may have been appended."""
+    try:
+        _encoder.encode_into(value, buffer, -1)
+    except (TypeError, ValueError, OverflowError, RecursionError, _HasBuffers):
+        return False
+    return True
+
+
 def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
     """Return the decoder of a type, built once.
 

@@ -11,6 +11,7 @@ from smartipc.ipc.errors import FrameTooLarge
 from smartipc.ipc.protocol import handshake
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
+    ErrorReceived,
     Event,
     MessageReceived,
     MessagesReceived,
@@ -22,6 +23,7 @@ from smartipc.ipc.protocol.events import (
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.frames import HEADER, PREFACE, Kind
+from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
 
 
@@ -117,6 +119,21 @@ def test_nothing_overtakes_anything(ends: tuple[Connection, Connection]) -> None
             client.notify("w.m" if number < 20 else "w.n", codec.encode(number))
             said.append(("w.m" if number < 20 else "w.n", number))
     assert apart(move(client, server)) == said
+
+
+def test_an_error_between_two_messages_is_neither_lost_nor_overtaken(ends: tuple[Connection, Connection]) -> None:
+    client, server = ends
+    first, second = (client.request("w.r", b"\x01", 0.0, timeout=1) for _ in range(2))
+    move(client, server)
+    server.notify("c.m", b"\x01")
+    server.fail(first, Fault(1, "E", "one"))
+    server.notify("c.m", b"\x02")
+    server.notify("c.m", b"\x03")
+    server.fail(second, Fault(1, "E", "two"))
+    server.notify("c.m", b"\x04")
+    events = move(server, client)
+    assert [event.fault.message for event in events if isinstance(event, ErrorReceived)] == ["one", "two"]
+    assert [value for _, value in apart(events)] == [1, 2, 3, 4]
 
 
 def test_a_batch_is_no_larger_than_a_chunk_and_large_messages_keep_their_place() -> None:
@@ -219,3 +236,38 @@ def test_a_batch_with_one_wrong_payload_is_taken_apart() -> None:
 def test_a_type_that_is_not_hashable_is_taken_apart() -> None:
     strange = Annotated[int, msgspec.Meta(ge=0), {"not": "hashable"}]
     assert codec.decode_all(b"\xdd\x00\x00\x00\x01\x01", strange) is None
+
+
+def test_a_batch_can_be_made_elsewhere(ends: tuple[Connection, Connection]) -> None:
+    client, server = ends
+    assert client.batching
+    client.publish(5, "a.b", b"\x01")
+    client.publish_batch(5, "a.b", b"\xdd\x00\x00\x00\x02\x02\x03")
+    client.publish(5, "a.b", b"\x04")
+    assert [value for _, value in apart(move(client, server))] == [1, 2, 3, 4]
+
+
+def test_whoever_appends_to_the_open_batch_counts(ends: tuple[Connection, Connection]) -> None:
+    client, server = ends
+    client.notify("w.m", codec.encode(1))
+    assert not client.batch_is_open
+    client.notify("w.m", codec.encode(2))
+    assert client.batch_is_open
+    batch = client.outbox.batch
+    assert batch is not None
+    assert codec.append(3, batch)
+    client.outbox.count += 1
+    size = len(batch)
+    assert not codec.append([4, object()], batch)
+    del batch[size:]
+    assert [value for _, value in apart(move(client, server))] == [1, 2, 3]
+    assert not client.batch_is_open
+
+
+def test_a_peer_with_a_tiny_message_limit_gets_no_batches_from_elsewhere() -> None:
+    client, server = pair(Limits(message=2000))
+    assert not client.batching
+    client.notify("w.m", b"\x01")
+    client.notify("w.m", b"\x02")
+    assert not client.batch_is_open
+    assert [value for _, value in apart(move(client, server))] == [1, 2]
