@@ -23,6 +23,7 @@
     ├── SlowConsumer
     ├── StreamReset
     ├── EndOfStream
+    ├── OrderFailed(results)
     └── ConfigError(problems)
 
 Rules of this file: every error is built from keyword or positional *facts*, keeps them as attributes, derives its
@@ -34,7 +35,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Processed = Literal["no", "maybe", "yes"]
 """Whether the other side ran the call: "no" is a guarantee, "maybe" is ignorance, "yes" is knowledge."""
@@ -330,6 +331,16 @@ class EndOfStream(SmartIpcError):
 
     def __str__(self) -> str:
         return "end of stream"
+
+
+class OrderFailed(SmartIpcError):
+    """A supervisor could not do what it was ordered. `results` says why, by instance."""
+
+    def __init__(self, results: Mapping[str, str]) -> None:
+        self.results = dict(results)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{instance}: {reason}" for instance, reason in self.results.items())
 
 
 class ConfigError(SmartIpcError):

@@ -86,6 +86,11 @@ class Operator:
     def __repr__(self) -> str:
         return f"<Operator {self._ipc!r}>"
 
+    @property
+    def ipc(self) -> SmartIpc:
+        """The handle itself."""
+        return self._ipc
+
     async def open(self) -> None:
         """Listen."""
         await self._ipc._open()  # noqa: SLF001 - we are its runtime

@@ -176,9 +176,10 @@ class App:
         self.operator = Operator(self.spec.app, address, self.pid, self.book, self.tell, self.retained)
         await self.operator.open()
         server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            self._loop.add_signal_handler(number, self._on_signal, number)
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
+        if self._exclusive:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                self._loop.add_signal_handler(number, self._on_signal, number)
+            self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
         log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
         for worker in self.spec.workers:
             for slot, name in enumerate(worker.names):

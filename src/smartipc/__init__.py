@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from smartipc.ipc.errors import LocalProtocolError as LocalProtocolError
     from smartipc.ipc.errors import NoSuchMethod as NoSuchMethod
     from smartipc.ipc.errors import NoSuchWorker as NoSuchWorker
+    from smartipc.ipc.errors import OrderFailed as OrderFailed
     from smartipc.ipc.errors import Overloaded as Overloaded
     from smartipc.ipc.errors import PermissionDenied as PermissionDenied
     from smartipc.ipc.errors import ProtocolError as ProtocolError
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from smartipc.ipc.transports.unix import UnixSocketTransport as UnixSocketTransport
     from smartipc.ipc.wire.buffer import Buffer as Buffer
     from smartipc.ipc.wire.limits import Limits as Limits
+    from smartipc.supervisor.embedded import Supervisor as Supervisor
 
 __version__ = "0.1.0"
 
@@ -80,6 +82,7 @@ _PUBLIC = {
     "NamedPipeTransport": "smartipc.ipc.transports.pipe",
     "NoSuchMethod": "smartipc.ipc.errors",
     "NoSuchWorker": "smartipc.ipc.errors",
+    "OrderFailed": "smartipc.ipc.errors",
     "Outcome": "smartipc.ipc.message",
     "Overloaded": "smartipc.ipc.errors",
     "Peer": "smartipc.ipc.message",
@@ -95,6 +98,7 @@ _PUBLIC = {
     "SmartIpcError": "smartipc.ipc.errors",
     "Stream": "smartipc.ipc.contracts",
     "StreamReset": "smartipc.ipc.errors",
+    "Supervisor": "smartipc.supervisor.embedded",
     "TcpTransport": "smartipc.ipc.transports.tcp",
     "Topic": "smartipc.ipc.contracts",
     "UnixSocketTransport": "smartipc.ipc.transports.unix",
@@ -127,6 +131,7 @@ __all__ = [
     "NamedPipeTransport",
     "NoSuchMethod",
     "NoSuchWorker",
+    "OrderFailed",
     "Outcome",
     "Overloaded",
     "Peer",
@@ -142,6 +147,7 @@ __all__ = [
     "SmartIpcError",
     "Stream",
     "StreamReset",
+    "Supervisor",
     "TcpTransport",
     "Topic",
     "UnixSocketTransport",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as AbstractMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from smartipc.ipc.errors import ConfigError
 from smartipc.supervisor.configuration import keys
 from smartipc.supervisor.configuration.build import app_spec
 from smartipc.supervisor.configuration.fields import INVALID
 from smartipc.supervisor.configuration.interpolate import interpolate
-from smartipc.supervisor.configuration.nodes import Items, Mapping, Node, Value, read
+from smartipc.supervisor.configuration.nodes import Items, Mapping, Node, Value, parse, read
 from smartipc.supervisor.configuration.problems import Place, Problems
 from smartipc.supervisor.configuration.validate import validate
 from smartipc.supervisor.core.spec import AppSpec
@@ -38,7 +41,34 @@ def load(path: str | Path, *, environ: AbstractMapping[str, str] | None = None) 
     """
     problems = Problems()
     environment = os.environ if environ is None else environ
-    main = _read(Path(path), str(path), environment, problems)
+    return _spec(_read(Path(path), str(path), environment, problems), environment, problems)
+
+
+def load_mapping(
+    data: AbstractMapping[str, Any], base: str | Path, *, environ: AbstractMapping[str, str] | None = None
+) -> AppSpec:
+    """Read a configuration that is no file: the same keys as plain data.
+
+    Args:
+        data: what the file would hold; the key `app` must be there.
+        base: the directory that paths are relative to.
+        environ: variables for interpolation; default the process's own.
+
+    Raises:
+        ConfigError: with every problem found; places count the lines of the data as YAML.
+    """
+    problems = Problems()
+    environment = os.environ if environ is None else environ
+    root = parse(yaml.safe_dump(dict(data), sort_keys=False), "configuration", problems)
+    main = None
+    if root is not None:
+        interpolated = interpolate(root, environment, problems)
+        assert isinstance(interpolated, Mapping)
+        main = Source(Path(base) / "configuration", interpolated)
+    return replace(_spec(main, environment, problems), config_path="")
+
+
+def _spec(main: Source | None, environment: AbstractMapping[str, str], problems: Problems) -> AppSpec:
     if main is not None:
         merged = _include(main, environment, problems)
         root = _with_defaults(merged, problems)

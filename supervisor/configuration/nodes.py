@@ -61,6 +61,11 @@ def read(path: Path, shown: str, problems: Problems) -> Mapping | None:
     except UnicodeDecodeError as error:
         problems.add(Place(shown), "", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")
         return None
+    return parse(text, shown, problems)
+
+
+def parse(text: str, shown: str, problems: Problems) -> Mapping | None:
+    """Read a text; on any error add problems, and return None if nothing usable is left."""
     try:
         documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:

@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -63,23 +63,25 @@ class FunctionStarter:
         spec: the app.
         folder: a private directory for multiprocessing's own socket.
         run_id: marks the fork server, and by it whatever a worker forks without exec.
+        exclusive: the process does nothing else, so multiprocessing's helpers are ours to end, whoever started them.
     """
 
-    def __init__(self, spec: AppSpec, folder: Path, run_id: str) -> None:
+    def __init__(self, spec: AppSpec, folder: Path, run_id: str, *, exclusive: bool) -> None:
         self._spec = spec
         self._folder = folder
         self._run_id = run_id
+        self._ends_tracker = exclusive or multiprocessing.resource_tracker._resource_tracker._fd is None  # type: ignore[attr-defined]  # noqa: SLF001
+        self._tempdir: str | None = None
 
     def __repr__(self) -> str:
         return f"<FunctionStarter of {self._spec.app}>"
 
     def open(self) -> None:
         """Tell the fork server what to import, and start it."""
-        # Children import the parent's main script under multiprocessing's rules; ours is the command itself.
-        sys.modules["__main__"] = types.ModuleType("__main__")
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if len(os.fsencode(self._folder)) < 80:  # room for multiprocessing's socket name in sun_path
-            multiprocessing.current_process()._config["tempdir"] = str(self._folder)  # type: ignore[attr-defined]  # noqa: SLF001
+            config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+            self._tempdir, config["tempdir"] = config.get("tempdir"), str(self._folder)
         preload = [entry.BOOTSTRAP, "smartipc.workers.runtime", "smartipc.workers.sync_runtime"]
         preload += [name for worker in self._spec.workers for name in worker.preload]
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(dict.fromkeys(preload)))
@@ -94,7 +96,8 @@ class FunctionStarter:
         path = os.pathsep.join([*self._spec.python_path, *([before] if before else [])])
         os.environ.update(PYTHONPATH=path, SMARTIPC_RUN_ID=self._run_id)
         try:
-            multiprocessing.forkserver.ensure_running()
+            with _no_main():
+                multiprocessing.forkserver.ensure_running()
         finally:
             del os.environ["SMARTIPC_RUN_ID"]
             if before is None:
@@ -104,10 +107,14 @@ class FunctionStarter:
 
     def close(self) -> None:
         """End the helpers; every life is over."""
-        for stop in (
-            getattr(multiprocessing.forkserver._forkserver, "_stop", None),  # noqa: SLF001
-            getattr(multiprocessing.resource_tracker._resource_tracker, "_stop", None),  # noqa: SLF001
-        ):
+        helpers: list[Any] = [multiprocessing.forkserver._forkserver]  # noqa: SLF001
+        if self._ends_tracker:
+            helpers.append(multiprocessing.resource_tracker._resource_tracker)  # noqa: SLF001
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+        config.pop("tempdir", None)
+        if self._tempdir is not None:
+            config["tempdir"] = self._tempdir
+        for stop in (getattr(helper, "_stop", None) for helper in helpers):
             if stop is not None:
                 with contextlib.suppress(OSError):
                     stop()
@@ -147,12 +154,24 @@ class FunctionStarter:
             process = context.Process(
                 target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
             )
-            process.start()
+            with _no_main():
+                process.start()
             undo.pop_all()
         # multiprocessing would reap it behind our back at the next start, and join it at exit.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         pid: int = process.pid
         return Begun(pid, _pidfd(pid, process.sentinel), pipe, process.sentinel, process)
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hide the main script: children would import it under multiprocessing's rules, and it is none of theirs."""
+    ours = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = ours
 
 
 def told_exit(sentinel: int) -> ExitFacts | None:

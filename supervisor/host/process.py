@@ -79,7 +79,7 @@ class ProcessHost:
         self._loop = asyncio.get_running_loop()
         self._guard = Guard(run_id)
         self._oom = OomWatch()
-        self._starter = FunctionStarter(spec, folder, run_id)
+        self._starter = FunctionStarter(spec, folder, run_id, exclusive=exclusive)
         self._log_files = LogFiles()
         self.lives: dict[tuple[str, int], Life] = {}
         self.sockets = Sockets()
@@ -104,7 +104,7 @@ class ProcessHost:
         """
         self.sockets.apply(self._spec.sockets)
         if sys.platform == "linux":
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            self._adopt(1)
         self._guard.start()
         self._starter.open()
         if self._exclusive:
@@ -122,8 +122,14 @@ class ProcessHost:
                 log.warning("process %d was left over and is killed: %s", pid, words)
             time.sleep(_LOOK)
         self._starter.close()
+        if sys.platform == "linux" and not self._exclusive:
+            self._adopt(0)
         self._guard.dismiss()
         self.sockets.close()
+
+    @staticmethod
+    def _adopt(on: int) -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
 
     def _known(self) -> set[int]:
         known = {life.pid for life in self.lives.values()} | self.others | self._starter.helpers() | self.spares.pids()

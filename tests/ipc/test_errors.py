@@ -37,6 +37,7 @@ EXAMPLES = [
     (errors.StreamReset("gone"), "stream reset: gone"),
     (errors.StreamReset(), "stream reset"),
     (errors.EndOfStream(), "end of stream"),
+    (errors.OrderFailed({"a:0": "it failed", "a:1": "x"}), "a:0: it failed; a:1: x"),
     (errors.ConfigError(["a.yaml:1:2: x", "a.yaml:3:4: y"]), "a.yaml:1:2: x\na.yaml:3:4: y"),
 ]
 
