@@ -41,6 +41,7 @@ from smartipc.supervisor.core.facts import (
     Due,
     Exited,
     Fact,
+    ScaleOrdered,
     ShutdownOrdered,
     Spawned,
     SpawnFailed,
@@ -227,6 +228,8 @@ class App:
             for worker in self.spec.workers:
                 self.host.spares.discard(worker.name)
                 self._loop.call_soon(self._warm_up, worker.names[0])
+        elif isinstance(fact, ScaleOrdered):
+            self.timetable.apply(self.spec.workers)
         self._start_working()
         self._arm()
 
