@@ -367,7 +367,7 @@ class Core:
             self._notice_stuck()
             self._notice_idle(now)
         self._lives.tell_those_going_down(now, self._kill_all_at)
-        self._lives.drop_removed(now)
+        self._lives.drop_removed()
         self._lives.orders += self._answers.collect()
         if self.app_state == "stopping":
             self._notice_end()

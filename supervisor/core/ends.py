@@ -46,7 +46,7 @@ class Ends:
         if slot.going_down:
             self.lives.move(slot, "stop", now, f"{slot.going_down}; it ended before it was told")
             slot.going_down = ""
-        current = self.lives.slots.get(instance)
+        current = self.lives.slots[instance]  # a slot vanishes only when no life of it is left
         if slot is not current:
             self._on_end_beside(slot, current, cause, exit_, now)
         elif slot.state == "stopping":
@@ -57,13 +57,11 @@ class Ends:
             self._on_unplanned_end(slot, cause, exit_, now)
         slot.pid = None
 
-    def _on_end_beside(self, slot: Slot, current: Slot | None, cause: str, exit_: ExitFacts, now: float) -> None:
+    def _on_end_beside(self, slot: Slot, current: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         """Deal with the end of a life that was replaced, or of one that was to replace another."""
         self.lives.move(slot, "end" if slot.state == "stopping" else "give up", now, cause, exit_)
         if slot in self.lives.leaving:
             self.lives.leaving.remove(slot)
-        if current is None:
-            return
         if current.successor is slot:
             current.successor, current.refused = None, cause
         if slot.generation > current.last_exit_generation:

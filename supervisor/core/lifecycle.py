@@ -175,12 +175,10 @@ class Lives:
                     one.spec = worker
         self.slots.update(old)
 
-    def drop_removed(self, now: float) -> None:
+    def drop_removed(self) -> None:
         """Let those vanish that are not wanted any more and are down."""
         for slot in [one for one in self.slots.values() if one.removing]:
             if slot.state not in LIVING and self.alone(slot.instance):
-                if slot.state != "stopped":
-                    self.move(slot, "stop", now, "it is removed")
                 del self.slots[slot.instance]
                 self.orders.append(Forget(slot.instance))
                 for aim in ("gone", "down"):

@@ -304,6 +304,27 @@ def test_a_recycling_that_fails_is_tried_again_after_a_while(desk) -> None:
     assert it.wait(1) == [Spawn("a:0", 3)]
 
 
+def test_a_stop_ends_a_recycling_and_its_replacement(desk) -> None:
+    it = pool(desk, 1, recycle=RecycleSpec(age=100.0, jitter=0))
+    assert it.wait(100) == [Spawn("a:0", 2)]
+    it.tell(StopOrdered(("a:0",), 7))
+    assert it["a:0"].state == "stopping"
+    go(it, "a:0", 2)
+    go(it, "a:0", 1)
+    assert it.answers() == {7: {"a:0": ""}}
+    assert it.wait(500) == []
+
+
+def test_age_does_not_count_while_it_goes_down(desk) -> None:
+    it = desk(worker("a", recycle=RecycleSpec(age=1.0, jitter=0)), worker("b", "a", stop=StopSpec(timeout=99)))
+    it.begin()
+    it.ready("a:0")
+    it.ready("b:0")
+    it.tell(StopOrdered(("a:0", "b:0")))
+    assert it["a:0"].state == "ready", "it waits for its dependent"
+    assert it.wait(50) == []
+
+
 def test_a_spare_takes_over_at_once_and_delays_begin_with_the_second_failure(desk) -> None:
     it = pool(desk, 1, spares=1)
     assert it.die("a:0", BAD) == []
@@ -456,6 +477,11 @@ def test_groups_and_dependencies_change_in_place_and_budgets_go_on(desk) -> None
     it.ready("a:0", "b:0")
     it.die("b:0", BAD)
     assert it.last("b:0").cause.endswith("restart budget of group g spent: 2 in 60 s")
+    it.die("a:0", OK)
+    apply(it, worker("a"), worker("b"), groups=(GroupSpec("new", ("a", "b"), max_restarts=0),))
+    it.tell(StartOrdered(("b:0",)))
+    it.die("b:0", BAD)
+    assert it.last("b:0").cause.endswith("restart budget of group new spent: 0 in 60 s")
 
 
 def test_a_removed_dependency_goes_after_its_removed_dependents(desk) -> None:
