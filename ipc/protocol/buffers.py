@@ -132,13 +132,14 @@ class Outgoing:
     back.
     """
 
-    __slots__ = ("_buffers", "_payload", "_pieces", "_places")
+    __slots__ = ("_buffers", "_payload", "_pieces", "_places", "_shared")
 
     def __init__(self, buffers: Buffers, payload: Payload) -> None:
         self._buffers = buffers
         self._payload: Payload | None = payload
         self._pieces = Pieces(())
         self._places: list[Place] = []
+        self._shared = 0
 
     def __repr__(self) -> str:
         return f"<Outgoing {'waiting' if self._payload is not None else repr(self._pieces)}>"
@@ -148,7 +149,13 @@ class Outgoing:
         assert self._payload is not None
         self._pieces, self._places, first = self._buffers.lay_out(self._payload)
         self._payload = None
+        self._shared = sum(place.length for place in self._places if place.kind != IN_TAIL)
         return first
+
+    @property
+    def shared(self) -> int:
+        """Bytes in shared memory; see outbox.Late."""
+        return self._shared
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -360,7 +367,9 @@ class Buffers:
                 at += place.length
             else:
                 attachments.append(Attachment(self._borrow(place)))
-        return payload_of(value, attachments)
+        received = payload_of(value, attachments)
+        received.shared = sum(one.view.nbytes for one in attachments) - len(tail)
+        return received
 
     def _borrow(self, place: Place) -> memoryview:
         sealed = place.kind == SEALED

@@ -92,6 +92,10 @@ class ReceiveWindow:
         if self.received > self.max_bytes or self.received_items > self.max_items:
             raise RemoteProtocolError("a stream was sent more than its credit")
 
+    def beside(self, size: int) -> None:
+        """Count memory that an item refers to: it may exceed the credit, and delays what comes after it."""
+        self.received += size
+
     def consume(self, size: int) -> None:
         """Count an item that the application took.
 

@@ -54,6 +54,10 @@ class Late(Protocol):
     def prepare(self) -> list[bytes]:
         """Lay it out; return the frames that must leave before it, each alone."""
 
+    @property
+    def shared(self) -> int:
+        """Bytes that do not leave with it, because they lie in shared memory. Known once it is laid out."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, wanted: slice, /) -> bytes: ...

@@ -144,6 +144,9 @@ class _Stream:
             if size < rest:
                 self.offset += size
                 break
+            if not isinstance(item, bytes):
+                window.sent += item.shared
+                self.queued -= item.shared
             self.queue.popleft()
             self.offset = 0
         if not self.queue and self.tail is not None:
@@ -255,7 +258,7 @@ class Streams:
         stream.outgoing.items += 1
         item = payload if type(payload) is not Payload else self._laid_out(payload)
         stream.queue.append(item)
-        stream.queued += len(item)
+        stream.queued += len(item) if isinstance(item, bytes) else len(item) + item.shared
         self._activate(stream)
         return True
 
@@ -380,8 +383,7 @@ class Streams:
             stream.partial = None
             whole: bytes | bytearray = payload if partial is None else partial
             if attached:
-                item: bytes = self.receive(whole)
-                stream.extra[stream.received] = len(whole) - len(item)
+                item: bytes = self._received(stream, stream.incoming, whole)
             else:
                 item = bytes(whole)
             stream.received += 1
@@ -393,6 +395,13 @@ class Streams:
             stream.partial = bytearray(payload)
             stream.attached = attached
         self._grant(stream)
+
+    def _received(self, stream: _Stream, window: ReceiveWindow, whole: bytes | bytearray) -> Payload:
+        """Take an item with attachments apart; memory that it refers to counts like bytes, at both ends."""
+        item = self.receive(whole)
+        window.beside(item.shared)
+        stream.extra[stream.received] = len(whole) - len(item) + item.shared
+        return item
 
     def on_credit(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
         """Raise what may be sent; the first one to a stream of ours says that it was accepted."""

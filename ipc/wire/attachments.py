@@ -57,6 +57,8 @@ class Payload(bytes):
     """
 
     attachments: tuple[Attachment, ...]
+    shared: int = 0
+    """Of a received one: bytes that did not come with it, because they lie in shared memory."""
 
 
 def payload(value: bytes, attachments: Sequence[Attachment]) -> Payload:

@@ -661,6 +661,31 @@ def test_an_item_with_buffers_waits_for_credit_like_any_other() -> None:
     assert client.streams.send(ident, big(bytes(90_000)))
 
 
+@pytest.mark.parametrize("leases", [True, False])
+def test_shared_memory_counts_against_the_credit(leases: bool) -> None:
+    """A slow reader slows its writer, wherever the bytes are."""
+    client, server, ident = channel(Stage(leases=leases, room=1 << 30), Stage())
+    taken: list[Event] = []
+    while client.streams.send(ident, big(bytes(100_000))):
+        taken += both(client, server)
+        assert len(taken) < 4
+    for _ in range(10):
+        for one in taken:
+            assert isinstance(one, DataReceived)
+            server.streams.consumed(ident, len(one.payload))
+        taken = both(client, server)
+        assert client.streams.send(ident, big(bytes(900_000))), "one that is larger than the window passes alone"
+        taken += both(client, server)
+        assert not client.streams.send(ident, b"\xc0")
+
+
+def test_items_queued_behind_a_big_one_wait_for_its_credit() -> None:
+    client, server, ident = channel(Stage(room=1 << 30), Stage(), Limits(window=200_000))
+    assert client.streams.send(ident, b"\x01")
+    assert client.streams.send(ident, big(bytes(150_000)))
+    assert data(both(client, server)) == [b"\x01", bytes(150_000)]
+
+
 def test_a_stream_given_up_takes_unsent_buffers_back() -> None:
     client, server, ident = channel(Stage(), Stage())
     assert client.streams.send(ident, big())
