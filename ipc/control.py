@@ -220,6 +220,34 @@ class Progress(msgspec.Struct, frozen=True):
     total: float | None = None
 
 
+class Traffic(msgspec.Struct, frozen=True):
+    """What all connections of a process have carried since it began, and have open now."""
+
+    connections: int = 0
+    requests_sent: int = 0
+    requests_received: int = 0
+    notifies_received: int = 0
+    messages_received: int = 0
+    """Published messages that came for subscriptions here."""
+    messages_dropped: int = 0
+    """Those that subscriptions which are open now have lost."""
+    errors: dict[str, int] = {}
+    """Requests of ours that failed, by the name of the error; beyond 32 names, "other"."""
+    late_replies: int = 0
+    bytes_received: int = 0
+    streams: int = 0
+    """Streams and channels that are open."""
+    buffers_lent: int = 0
+    """Big buffers of ours that others hold."""
+    buffers_borrowed: int = 0
+    """Big buffers of others that are held here."""
+    pool_bytes: int = 0
+    """Shared memory of ours for big buffers, in use or kept warm."""
+    round_trips: tuple[tuple[float, int], ...] = ()
+    """Of every 16th request that was answered: how many took at most so many seconds, by bucket."""
+    round_trip_seconds: float = 0.0
+
+
 class Ending(msgspec.Struct, frozen=True):
     """Told just before a worker process exits by itself: what its exit code cannot say."""
 
@@ -271,6 +299,7 @@ ready = Method("$sys.ready", type(None), type(None))
 beat = Method("$sys.beat", Beat, type(None))
 status_text = Method("$sys.status_text", StatusText, type(None))
 progress = Method("$sys.progress", Progress, type(None))
+traffic = Method("$sys.traffic", Traffic, type(None))
 ending = Method("$sys.ending", Ending, type(None))
 acknowledge = Method("$sys.acknowledge", Acknowledge, type(None))
 # supervisor -> worker, notifies

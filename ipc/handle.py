@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from smartipc.ipc import control, links
 from smartipc.ipc.calling import Caller
 from smartipc.ipc.contracts import Topic
@@ -19,6 +21,7 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, QuietHost
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.message import Peer
+from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
@@ -214,6 +217,7 @@ class SmartIpc(Endpoint):
             waiting,
             subscriptions,
             dropped,
+            msgspec.structs.replace(traffic(), messages_dropped=dropped),
         )
 
     # the runtime's side

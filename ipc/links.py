@@ -9,7 +9,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from smartipc.ipc.control import Entry, Launch
+from smartipc.ipc.control import Entry, Launch, Traffic
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.routing.directory import DirectoryState
@@ -38,6 +38,8 @@ class HandleSnapshot:
     subscriptions: int
     dropped: int
     """Messages that open subscriptions have lost."""
+    traffic: Traffic
+    """What the connections of this process have carried."""
 
 
 def identity(launch: Launch) -> Identity:

@@ -6,10 +6,11 @@ Label values are names of the configuration only, so their number is bounded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, get_args
 
 import psutil
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
@@ -31,6 +32,21 @@ _GAUGES: tuple[tuple[str, str, str], ...] = (
     ("next_restart_seconds", "Seconds until the next automatic restart.", "next_restart_in"),
 )
 
+_TRAFFIC: tuple[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, str], ...] = (
+    (GaugeMetricFamily, "connections", "Open connections.", "connections"),
+    (CounterMetricFamily, "requests_sent", "Requests to others.", "requests_sent"),
+    (CounterMetricFamily, "requests_received", "Requests of others.", "requests_received"),
+    (CounterMetricFamily, "notifies_received", "One-way messages of others.", "notifies_received"),
+    (CounterMetricFamily, "messages_received", "Published messages that came.", "messages_received"),
+    (CounterMetricFamily, "messages_dropped", "Messages that open subscriptions have lost.", "messages_dropped"),
+    (CounterMetricFamily, "late_replies", "Answers to requests that had been given up.", "late_replies"),
+    (CounterMetricFamily, "received_bytes", "Bytes read from other processes.", "bytes_received"),
+    (GaugeMetricFamily, "streams_open", "Streams and channels.", "streams"),
+    (GaugeMetricFamily, "buffers_lent", "Big buffers that others hold.", "buffers_lent"),
+    (GaugeMetricFamily, "buffers_borrowed", "Big buffers of others.", "buffers_borrowed"),
+    (GaugeMetricFamily, "buffer_pool_bytes", "Shared memory, in use or kept warm.", "pool_bytes"),
+)
+
 
 def metrics_text(app: App) -> str:
     """Return the metrics of this moment in the text exposition format."""
@@ -50,6 +66,7 @@ class _Families(Collector):
         status = app_status(self._app)
         yield from self._of_the_supervisor(status)
         yield from _of_the_instances(status.workers)
+        yield from _of_their_traffic(status.workers, self._app)
 
     def _of_the_supervisor(self, status: AppStatus) -> Iterator[Metric]:
         info = GaugeMetricFamily(
@@ -66,6 +83,33 @@ class _Families(Collector):
         )
         yield GaugeMetricFamily("smartipc_supervisor_open_files", "Its open descriptors.", process.num_fds())
         yield CounterMetricFamily("smartipc_events", "Events so far, over all lives of the app.", self._app.events.seq)
+
+
+def _of_their_traffic(workers: list[WorkerStatus], app: App) -> Iterator[Metric]:
+    """Yield what workers report of their messages, every few seconds; a new life begins at zero."""
+    told = [
+        ((one.instance, one.worker), said.traffic)
+        for one in workers
+        if (said := app.said.get((one.instance, one.generation))) is not None and said.traffic is not None
+    ]
+    for kind, suffix, said_of_it, attribute in _TRAFFIC:
+        family = kind(f"smartipc_{suffix}", said_of_it, labels=_EACH)
+        for labels, traffic in told:
+            family.add_metric(labels, getattr(traffic, attribute))
+        yield family
+    errors = CounterMetricFamily("smartipc_request_errors", "Requests that failed, by error.", labels=(*_EACH, "error"))
+    seconds = HistogramMetricFamily("smartipc_request_seconds", "Round trip of every 16th request.", labels=_EACH)
+    for labels, traffic in told:
+        for name, count in traffic.errors.items():
+            errors.add_metric((*labels, name), count)
+        counts = accumulate(count for _bound, count in traffic.round_trips)
+        buckets = [
+            ("+Inf" if bound == float("inf") else str(bound), count)
+            for (bound, _count), count in zip(traffic.round_trips, counts, strict=True)
+        ]
+        seconds.add_metric(labels, buckets, traffic.round_trip_seconds)
+    yield errors
+    yield seconds
 
 
 def _of_the_instances(workers: list[WorkerStatus]) -> Iterator[Metric]:

@@ -79,6 +79,9 @@ class WorkerPipe(QuietHost):
             case control.progress.name:
                 if key in app.said:
                     app.said[key].progress = codec.decode(event.payload, control.Progress)
+            case control.traffic.name:
+                if key in app.said:
+                    app.said[key].traffic = codec.decode(event.payload, control.Traffic)
             case control.ending.name:
                 life.ending = codec.decode(event.payload, control.Ending, method=event.method)
             case _:

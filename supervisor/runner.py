@@ -83,6 +83,7 @@ class Said:
 
     status: str | None = None
     progress: control.Progress | None = None
+    traffic: control.Traffic | None = None
 
 
 def run_app(spec: AppSpec, services: Sequence[Service] = ()) -> int:

@@ -21,6 +21,7 @@ from smartipc.ipc.contracts import Method
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import SmartIpcError
+from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifyReceived
 from smartipc.ipc.protocol.handshake import Identity
@@ -32,6 +33,10 @@ R = TypeVar("R")
 
 _STATE_INTERVAL = 0.1
 """Seconds between two progress or status reports: a tight loop that reports must not flood the supervisor."""
+
+REPORT_FIRST = 1.0
+REPORT_EVERY = 5.0
+"""Seconds until the first report of what was carried, and between two."""
 
 _LATEST_ONLY = frozenset({control.status_text.name, control.progress.name})
 
@@ -54,6 +59,10 @@ class ControlClient(QuietHost):
         self._source = "off"
         self._turned = True
         self._counts = False
+        self.traffic: Callable[[], control.Traffic] = traffic
+        """What this process has carried; the runtimes know more."""
+        self._report_at = time.monotonic() + REPORT_FIRST
+        self._reported = control.Traffic()
         self.served: Callable[[], int] = lambda: 0
         """How many requests this worker has served; the runtimes know."""
         self._latest: dict[str, tuple[Method[Any, Any], Any]] = {}
@@ -136,6 +145,8 @@ class ControlClient(QuietHost):
         """Report the last progress and how this life ends."""
         self._source = "off"
         self._flush_latest()
+        self._report_at = 0.0
+        self._report()
         self._send(control.ending, ending)
 
     def _send(self, method: Method[P, Any], payload: P) -> None:
@@ -169,9 +180,21 @@ class ControlClient(QuietHost):
     def _beat(self) -> None:
         if self._latest:
             self._flush_latest()
+        self._report()
         if self._source == "process" or (self._source == "loop" and self._turned):
             self._turned = False
             self._send(control.beat, control.Beat(self.served() if self._counts else None))
+
+    def _report(self) -> None:
+        """Tell what was carried, at a slow pace and only if it changed."""
+        now = time.monotonic()
+        if now < self._report_at:
+            return
+        self._report_at = now + REPORT_EVERY
+        carried = self.traffic()
+        if carried != self._reported:
+            self._reported = carried
+            self._send(control.traffic, carried)
 
     def _orphaned(self) -> None:
         """End this process, gracefully first: nobody is left who would restart or kill it."""

@@ -68,6 +68,7 @@ async def _life(
     main = asyncio.ensure_future(_call(function, ipc, launch))
     watch = asyncio.ensure_future(_cancel_late(ipc, main, launch.grace * _CANCEL_AT))
     port.served = lambda: ipc._registry.served  # noqa: SLF001
+    port.traffic = lambda: ipc.snapshot().traffic
     port.notify(control.started, started)
     try:
         await main

@@ -41,6 +41,7 @@ def run(
         signal.signal(asked, on_signal)
     port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
     port.served = lambda: ipc._registry.served  # noqa: SLF001
+    port.traffic = lambda: ipc.snapshot().traffic
     port.notify(control.started, started)
     try:
         function(ipc, *launch.args, **launch.kwargs)

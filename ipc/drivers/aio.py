@@ -17,6 +17,7 @@ from typing import TypeVar
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.errors import ConnectionLost, RequestTimeout, SmartIpcError
+from smartipc.ipc.observe import traffic
 from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
@@ -94,6 +95,7 @@ class Link:
         self._pid = os.getpid()
         self._buffers_due = False
         memory = memory_of(sock)
+        traffic.ledger.opened(connection)
         connection.buffers.connect(memory, self._wake_for_buffers)
         if memory is not None and isinstance(sock, socket.socket):
             self._recv = DescriptorReader(sock, connection.buffers)
@@ -389,6 +391,7 @@ class Link:
 
     def _on_closed(self, event: Closed) -> None:
         self.closed = True
+        traffic.ledger.closed(self.connection)
         self.error = event.error or ConnectionLost(self._peer_name(), event.reason)
         for ident, processed in event.lost:
             lost = ConnectionLost(self._peer_name(), event.reason, processed=processed)

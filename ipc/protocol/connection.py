@@ -51,6 +51,7 @@ from smartipc.ipc.protocol.outbox import Outbox
 from smartipc.ipc.protocol.reassembly import Reassembly
 from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
 from smartipc.ipc.protocol.streams import Streams
+from smartipc.ipc.protocol.tally import SAMPLED, Tally, count_of
 from smartipc.ipc.wire import heads
 from smartipc.ipc.wire.frames import (
     FEATURES,
@@ -168,6 +169,8 @@ class Connection:
         self.features: frozenset[str] = frozenset()
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
+        self.tally = Tally()
+        """What this connection has carried."""
         self._heads: dict[tuple[str, int, int], bytes] = {}
         self._read_heads: dict[bytes, heads.RequestHead] = {}
         self._preface_due = True
@@ -224,6 +227,11 @@ class Connection:
             len(self.streams),
             self.streams.late_frames,
         )
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that were read."""
+        return self._received
 
     # the integrator's side: time and bytes
 
@@ -328,6 +336,7 @@ class Connection:
             return events
         for ident in self._calls.expire(now):
             self._withdraw(ident)
+            self.tally.failed("RequestTimeout")
             events.append(CallExpired(ident))
         return events
 
@@ -356,6 +365,11 @@ class Connection:
         else:
             head = self._head(heads.RequestHead(method, milliseconds, attempt, headers))
         ident = self._calls.add(now + timeout)
+        tally = self.tally
+        tally.sent += 1
+        if not ident & SAMPLED:
+            tally.timed = ident
+            tally.timed_at = now
         if self._out.add(_REQUEST, ident, head, payload):
             self._out.unwritten_bulk.add(ident)
         else:
@@ -486,6 +500,7 @@ class Connection:
         calls = self._calls.pending
         known = self._known
         halves = self._parts.halves
+        tally = self.tally
         while end - offset >= HEADER_SIZE:
             size, kind, flags, head_size, ident = HEADER.unpack_from(data, offset)
             if size > limits.frame or head_size > size or head_size > limits.head or kind not in known or flags:
@@ -499,6 +514,8 @@ class Connection:
             offset = buffer.offset = stop
             if kind == _RESPONSE and not flags and not halves and ident in calls:
                 del calls[ident]
+                if ident == tally.timed:
+                    tally.answered(now)
                 events.append(ReplyReceived(ident, bytes(data[body + head_size : stop])))
                 continue
             at = body + head_size
@@ -719,6 +736,7 @@ class Connection:
     def _on_request(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         if self._calls.owns(ident) or ident in self._serving or ident == 0:
             raise RemoteProtocolError(f"request id {ident} is not the peer's to use")
+        self.tally.received += 1
         fields = self._read_heads.get(head)
         if fields is None:
             fields = heads.decode(head, heads.RequestHead)
@@ -742,11 +760,14 @@ class Connection:
 
     def _on_response(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         if self._answered(ident):
+            if ident == self.tally.timed:
+                self.tally.answered(now)
             events.append(ReplyReceived(ident, payload))
 
     def _on_error(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         fault = heads.decode(payload, heads.Fault)
         if self._answered(ident):
+            self.tally.failed(fault.name)
             events.append(ErrorReceived(ident, fault))
 
     def _answered(self, ident: int) -> bool:
@@ -772,19 +793,23 @@ class Connection:
 
     def _on_notify(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         fields = heads.decode(head, heads.RequestHead)
+        self.tally.notifies += 1
         events.append(NotifyReceived(fields.method, payload, fields.headers, now))
 
     def _on_message(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.MessageHead)
         message = MessageReceived(ident, fields.topic, payload, fields.headers, now, fields.stamp, fields.sequence)
+        self.tally.messages += 1
         events.append(message)
 
     def _on_notifies(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         fields = heads.decode(head, heads.RequestHead)
+        self.tally.notifies += count_of(payload)
         events.append(NotifiesReceived(fields.method, payload, now))
 
     def _on_messages(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.MessageHead)
+        self.tally.messages += count_of(payload)
         events.append(MessagesReceived(ident, fields.topic, payload, now))
 
     def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
@@ -848,6 +873,8 @@ class Connection:
     ) -> None:
         unwritten = self._out.unwritten | self._out.unwritten_bulk
         halves = self._parts.halves
+        for _ in self._calls.pending:
+            self.tally.failed("ConnectionLost")
         lost: tuple[tuple[int, Processed], ...] = tuple(
             (ident, "no" if ident in unwritten else "yes" if (_RESPONSE, ident) in halves else "maybe")
             for ident in self._calls.pending

@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from smartipc.ipc import control, links
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.message import Peer
+from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -220,6 +223,7 @@ class SmartIpc(Endpoint):
             waiting,
             subscriptions,
             dropped,
+            msgspec.structs.replace(traffic(), messages_dropped=dropped),
         )
 
     # the runtime's side

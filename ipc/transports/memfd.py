@@ -290,6 +290,11 @@ def pool() -> Pool:
         return _pool
 
 
+def pool_size() -> int:
+    """Return the bytes of the pool, 0 before it is first used."""
+    return _pool.size if _pool is not None else 0
+
+
 def _after_fork() -> None:
     global _pool, _pool_lock, _numbers_lock  # noqa: PLW0603 - see pool
     _pool_lock, _numbers_lock = threading.Lock(), threading.Lock()  # another thread may have held them

@@ -178,6 +178,25 @@ def test_passed_on_published_and_held(one: App) -> None:
     assert ask(one, "sink.facts")["mappings"] < held["mappings"], "and is freed with the last view"
 
 
+def test_what_workers_carried_is_in_the_metrics(one: App) -> None:
+    ask(one, "source.run", 200)
+    ask(one, "source.give", 1.0)
+    labels = '{instance="source:0",worker="source"}'
+
+    def told(name: str, labels: str = labels) -> float:
+        text = one.ctl("metrics").stdout
+        return float(next((line.split()[-1] for line in text.splitlines() if line.startswith(name + labels)), "-1"))
+
+    wait_for(lambda: told("smartipc_buffers_lent") == 1, "the one that is kept is counted")
+    assert told("smartipc_requests_sent_total") >= 201
+    assert told("smartipc_request_seconds_count") >= 12
+    assert told("smartipc_buffer_pool_bytes") == 64 << 20
+    assert told("smartipc_connections") >= 2
+    sink = '{instance="sink:0",worker="sink"}'
+    wait_for(lambda: told("smartipc_buffers_borrowed", sink) == 1, "at the other end as well")
+    assert told("smartipc_requests_received_total", sink) >= 201
+
+
 def test_kill_of_either_side_at_any_moment_leaves_nothing(one: App) -> None:
     ask(one, "source.run", 50)
     before = {name: ask(one, f"{name}.facts") for name in ("sink", "source")}
