@@ -224,8 +224,11 @@ class Reception(Generic[T]):
 
     def _error(self, fault: Fault) -> BaseException:
         error = error_of(fault, method=self._name, instance=self.instance or None, declared=self._declared)
-        if self._duplex and isinstance(error, RemoteError):
-            reset = StreamReset(f"{error.type_name}: {error.message}")
+        if self._duplex and isinstance(error, (RemoteError, RequestCancelled)):
+            why = (
+                f"{error.type_name}: {error.message}" if isinstance(error, RemoteError) else "its handler was cancelled"
+            )
+            reset = StreamReset(why)
             reset.__cause__ = error
             return reset
         return error

@@ -100,6 +100,21 @@ class AsyncEnd:
         finally:
             self._loop.run(messages.__aexit__(None, None, None))
 
+    def open_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._opened(self.it.open_stream, *args, **kwargs)
+
+    def open_channel(self, *args: Any, **kwargs: Any) -> Any:
+        return self._opened(self.it.open_channel, *args, **kwargs)
+
+    @contextmanager
+    def _opened(self, opening: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[AsyncFlow]:
+        opener = self._loop.call(opening, *args, **kwargs)
+        flow = self._loop.run(opener.__aenter__())
+        try:
+            yield AsyncFlow(self._loop, flow)
+        finally:
+            self._loop.run(opener.__aexit__(None, None, None))
+
     def submit(self, function: Callable[[], Any]) -> threading.Thread:
         thread = threading.Thread(target=function)
         thread.start()
@@ -132,6 +147,29 @@ class AsyncMessages:
                 return None
 
         return self._loop.run(one())
+
+
+class AsyncFlow:
+    """A stream or channel that an async end opened."""
+
+    def __init__(self, loop: Loop, flow: Any) -> None:
+        self._loop = loop
+        self._flow = flow
+
+    def receive(self) -> Any:
+        return self._loop.run(self._flow.receive())
+
+    def send(self, item: Any) -> None:
+        self._loop.run(self._flow.send(item))
+
+    def close_sending(self) -> None:
+        self._loop.run(self._flow.close_sending())
+
+    def __iter__(self) -> Iterator[Any]:
+        async def rest() -> list[Any]:
+            return [item async for item in self._flow]
+
+        return iter(self._loop.run(rest()))
 
 
 class SyncEnd:

@@ -281,8 +281,8 @@ class Streams:
         stream = self._streams.get(ident)
         if stream is None:
             return
-        if stream.sending in _OVER:
-            self.reset(ident, fault)
+        if stream.sending in _OVER or stream.outgoing is None:
+            self.reset(ident, fault)  # nothing can wait before it
             return
         stream.sending = Half.ENDING
         stream.receiving = Half.STOPPED

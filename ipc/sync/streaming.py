@@ -144,6 +144,8 @@ class _Flow:
         reception = self._reception
         while (payload := self._take()) is None:
             if not self._waits.await_on(self._link, self._settled, until) and not self._link.closed:
+                if timeout is None:
+                    raise self._closing()
                 raise RequestTimeout(timeout, "no item came", method=self._name, instance=reception.instance)
         size, streams = len(payload), self._link.connection.streams
         self._link.tell(lambda: streams.consumed(self._ident, size))
@@ -170,9 +172,14 @@ class _Flow:
             while not self.try_send(payload):
                 if self._reception.refusal is not None:
                     raise self._reason(self._reception.refusal)
-                self._waits.await_on(self._link, self._may_send)
+                if not self._waits.await_on(self._link, self._may_send) and not self._link.closed:
+                    raise self._closing()
             if self._link.stuck:  # nobody else would write it while this thread does something else
                 self._waits.await_on(self._link, lambda: not self._link.stuck)
+
+    def _closing(self) -> ConnectionLost:
+        """Say why a wait without a limit ended: this end is being closed by another thread."""
+        return ConnectionLost(self._reception.instance, "this end is closing", method=self._name)
 
     def _may_send(self) -> bool:
         return self._writable or self._reception.refusal is not None or self._closed_sending is not None

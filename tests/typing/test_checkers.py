@@ -12,14 +12,17 @@ import pytest
 SNIPPETS = """
 from typing import assert_type
 import msgspec
-from smartipc import IpcMessage, Method, SmartIpc, Topic
-from smartipc.ipc.sync import SmartIpc as BlockingIpc
+from collections.abc import AsyncIterator, Iterator
+from smartipc import Channel, IpcChannel, IpcMessage, Method, SmartIpc, Stream, Topic
+from smartipc.ipc.sync import IpcChannel as BlockingChannel, SmartIpc as BlockingIpc
 
 class Job(msgspec.Struct): number: int
 class Done(msgspec.Struct): text: str
 
 do = Method("w.do", Job, Done)
 topic = Topic("t.x", Job)
+rows = Stream("w.rows", Job, Done)
+chat = Channel("w.chat", send=Job, receive=Done)
 
 async def good(ipc: SmartIpc) -> None:
     assert_type(await ipc.request(do, Job(1)), Done)
@@ -33,9 +36,37 @@ async def good(ipc: SmartIpc) -> None:
     def plain(job: Job) -> Done: return Done("x")
     @ipc.handler(do)
     async def full(job: Job, message: IpcMessage[Job]) -> Done: return Done("x")
+    async with ipc.open_stream(rows, Job(1)) as items:
+        async for item in items:
+            assert_type(item, Done)
+        assert_type(await items.receive(), Done)
+    async with ipc.open_stream("w.rows", {"number": 1}, item_type=Done) as named:
+        assert_type(await named.receive(), Done)
+    async with ipc.open_channel(chat) as channel:
+        await channel.send(Job(1))
+        assert_type(await channel.receive(), Done)
+    @ipc.handler(rows)
+    async def generate(job: Job) -> AsyncIterator[Done]: yield Done("x")
+    @ipc.handler(rows)
+    def generate_plainly(job: Job, message: IpcMessage[Job]) -> Iterator[Done]: yield Done("x")
+    @ipc.handler(chat)
+    async def talk(channel: IpcChannel[Done, Job]) -> None:
+        async for job in channel:
+            assert_type(job, Job)
+        await channel.send(Done("x"))
 
 def good_blocking(ipc: BlockingIpc) -> None:
     assert_type(ipc.request(do, Job(1)), Done)
+    with ipc.open_stream(rows, Job(1)) as items:
+        for item in items:
+            assert_type(item, Done)
+    with ipc.open_channel(chat) as channel:
+        channel.send(Job(1))
+        assert_type(channel.receive(), Done)
+    @ipc.handler(rows)
+    def generate(job: Job) -> Iterator[Done]: yield Done("x")
+    @ipc.handler(chat)
+    def talk(channel: BlockingChannel[Done, Job]) -> None: channel.send(Done("x"))
 
 async def bad(ipc: SmartIpc) -> None:
     await ipc.request(do, Done("x"))  # BAD payload
@@ -43,10 +74,17 @@ async def bad(ipc: SmartIpc) -> None:
     def wrong(job: str) -> Done: return Done("x")  # BAD handler
     @ipc.handler(do)  # BAD reply
     def wrong_reply(job: Job) -> int: return 1  # BAD reply
+    ipc.open_stream(rows, Done("x"))  # BAD stream request
+    @ipc.handler(rows)  # BAD item
+    async def wrong_item(job: Job) -> AsyncIterator[int]: yield 1  # BAD item
+    @ipc.handler(chat)  # BAD channel
+    async def wrong_channel(channel: IpcChannel[Job, Done]) -> None: ...  # BAD channel
+    async with ipc.open_channel(chat) as channel:
+        await channel.send(Done("x"))  # BAD sent item
 """
 BAD = {
     mark: [n for n, line in enumerate(SNIPPETS.splitlines(), 1) if f"# BAD {mark}" in line]
-    for mark in ("payload", "handler", "reply")
+    for mark in ("payload", "handler", "reply", "stream request", "item", "channel", "sent item")
 }
 
 

@@ -350,6 +350,17 @@ def test_a_fault_replaces_an_end_that_is_not_out_and_follows_one_that_is() -> No
     assert (len(client.streams), len(server.streams)) == (0, 0)
 
 
+def test_an_opener_that_fails_before_it_was_accepted_does_not_wait_for_that() -> None:
+    client, server = pair()
+    ident = client.streams.open("w.c", b"", duplex=True)
+    move(client, server)
+    server.streams.accept(ident)
+    client.streams.fail(ident, GONE)
+    assert move(server, client) == []
+    assert client.streams.late_frames == 1
+    assert move(client, server) == [StreamFailed(ident, GONE)]
+
+
 @pytest.mark.parametrize("who", ["client", "server"])
 def test_a_reset_drops_what_waits(who: str) -> None:
     client, server, ident = opened(duplex=True)
