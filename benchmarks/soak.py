@@ -23,6 +23,15 @@ from typing import Any
 
 import psutil
 
+from smartipc.ipc import control
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.errors import ConnectFailed, ConnectionLost
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.transports.unix import UnixSocketTransport
+from smartipc.ipc.wire import codec
+
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
 CONFIG = """
@@ -59,13 +68,21 @@ class Soak:
         self.samples: list[tuple[float, float, int]] = []
         self.kills = 0
 
-    def ctl(self, *words: str) -> str:
-        command = [BIN / "smartipc", "--config", self.config, *words]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, check=False).stdout
-
     def status(self) -> list[dict[str, Any]]:
-        text = self.ctl("status", "--json")
-        return json.loads(text)["workers"] if text else []
+        """Ask over the control socket, as the command does, without starting a process on the busy machine."""
+        try:
+            sock = UnixSocketTransport(str(self.folder / "smartipc" / "soak" / "control.sock")).dial()
+        except (ConnectFailed, BlockingIOError):
+            return []
+        link = Link(sock, Connection("client", Identity("soak")), QuietHost())
+        try:
+            reply = link.call(control.cli_status.name, codec.encode(None), timeout=10)
+        except ConnectionLost:
+            return []
+        finally:
+            link.close()
+        workers: list[dict[str, Any]] = codec.plain(reply)["workers"]
+        return workers
 
     def run(self) -> list[str]:
         """Run it and return what was wrong."""
