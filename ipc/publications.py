@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Subscription
 from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.attachments import own, size_of
 
 FLIGHT_BYTES = 1024 * 1024
 """Payload bytes under way to one subscription that drops; a larger message goes alone."""
@@ -95,6 +96,7 @@ class Lane:
 
     def keep(self, topic: str, payload: bytes, stamp: int = 0, *, anyway: bool = False) -> None:
         """Let a message wait for credit, or drop it or an older one; `anyway` keeps it whatever is full."""
+        own(payload)
         self.sequence += 1
         message = Outgoing(topic, payload, stamp, 0 if self.blocks else self.sequence)
         overflow = self.one.overflow
@@ -149,8 +151,8 @@ class Lane:
     def _fly(self, message: Outgoing) -> Outgoing:
         self.sent += 1
         self._told = message.sequence
-        self._sizes.append(len(message.payload))
-        self._flying += len(message.payload)
+        self._sizes.append(size_of(message.payload))
+        self._flying += size_of(message.payload)
         return message
 
 

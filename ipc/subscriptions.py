@@ -19,6 +19,7 @@ from smartipc.ipc.message import IpcMessage, epoch
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.attachments import size_of
 
 log = logging.getLogger("smartipc.topics")
 
@@ -106,7 +107,7 @@ class Inbox:
             self._lose(lost)
         if event.topic and not stale:
             self._keep(event, link)
-        return self._settle(origin, len(event.payload))
+        return self._settle(origin, size_of(event.payload))
 
     def arrived_together(self, event: MessagesReceived, link: Any) -> bool:
         """Keep a batch; False if each of its messages must be looked at, because some may be dropped or do not fit."""

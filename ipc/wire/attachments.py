@@ -68,6 +68,21 @@ def payload(value: bytes, attachments: Sequence[Attachment]) -> Payload:
     return both
 
 
+def size_of(encoded: bytes) -> int:
+    """Return the bytes of a payload and of its attachments."""
+    if type(encoded) is not Payload:
+        return len(encoded)
+    return len(encoded) + sum(one.view.nbytes for one in encoded.attachments)
+
+
+def own(encoded: bytes) -> None:
+    """Copy attachments whose memory their owner may change: for a payload that waits longer than the call it is of."""
+    if type(encoded) is Payload:
+        for one in encoded.attachments:
+            if one.place is None and one.sealed is None and not one.view.readonly:
+                one.view = memoryview(bytes(one.view))
+
+
 class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where one attachment is. `segment`, `offset` and `lease` say nothing about one in the tail."""
 

@@ -10,6 +10,7 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import FLIGHT, Overflow, Subscription
 from smartipc.ipc.errors import InvalidPayload
 from smartipc.ipc.publications import FLIGHT_BYTES, Lane, Outgoing, member, published
+from smartipc.ipc.wire import attachments
 
 
 def lane(overflow: Overflow = "block", window: int = 3, number: int = 1) -> Lane:
@@ -163,3 +164,14 @@ def test_what_is_published_is_checked() -> None:
     for wrong in ("a.*", "$sys.a", "a..b"):
         with pytest.raises(ValueError, match="topic"):
             published(wrong, 1)
+
+
+def test_what_waits_does_not_change_and_buffers_count() -> None:
+    one = lane("drop_oldest", window=3)
+    source = bytearray(FLIGHT_BYTES)
+    big = attachments.payload(b"x", [attachments.Attachment(memoryview(source))])
+    one.take("t", big)
+    assert not one.room, "a buffer is under way like any other bytes"
+    one.keep("t", big)
+    source[:1] = b"y"
+    assert bytes(big.attachments[0].view[:1]) == b"\0"

@@ -231,6 +231,39 @@ def test_a_forked_child_says_nothing() -> None:
         assert codec.plain(client.call("sum", codec.encode({"data": Buffer(ones())}), timeout=10))["sum"] == SIZE
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_strangers_get_sealed_memory() -> None:
+    """Another user's process sends and receives big buffers; neither side can change what the other reads."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0smartipc-test-" + str(os.getpid()))
+        listener.listen()
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                os.setuid(65534)
+                near = socket.socket(socket.AF_UNIX)
+                near.connect(listener.getsockname())
+                client = blocking.Link(near, Connection("client", Identity("stranger")), QuietHost())
+                for _ in range(100):  # more than may be under way unconfirmed
+                    answer = codec.plain(client.call("echo", codec.encode({"data": Buffer(ones())}), timeout=10))
+                    assert np.asarray(answer["echo"]).sum() == SIZE
+                assert client.connection.buffers.borrowed == client.connection.buffers.lent == 0
+                features = client.connection.features
+                code = 0 if "memfd" in features and "leases" not in features else 2
+            finally:
+                os._exit(code)
+        far, _ = listener.accept()
+    host = Keeper()
+    server = blocking.Link(far, Connection("server", Identity("s")), host)
+    while not server.closed:
+        server.pump(1.0)
+    assert os.waitpid(pid, 0)[1] == 0
+    kept = host.kept["echo"].view
+    with pytest.raises(TypeError, match="read-only"):
+        kept[0] = 1
+
+
 @pytest.mark.parametrize("count", [1, 3, 100])
 def test_descriptors_that_nobody_announced_end_the_link_and_are_closed(count: int) -> None:
     with blocking_pair() as (client, _server, _host):

@@ -15,8 +15,10 @@ from smartipc.ipc.wire.attachments import (
     Pieces,
     Place,
     Table,
+    own,
     pack,
     payload,
+    size_of,
     unpack,
 )
 
@@ -51,6 +53,20 @@ def test_a_payload_is_bytes_for_everybody_else() -> None:
     assert one == b"value"
     assert len(one) == 5
     assert len(one.attachments) == 1
+
+
+def test_sizes_and_copies_of_what_waits() -> None:
+    assert size_of(b"abc") == 3
+    own(b"abc")
+    source = bytearray(b"12345")
+    one = payload(b"ab", [Attachment(memoryview(source)), Attachment(memoryview(source), object())])
+    assert size_of(one) == 12
+    own(one)
+    source[:] = b"xxxxx"
+    assert [bytes(part.view) for part in one.attachments] == [b"12345", b"xxxxx"], "in place stays in place"
+    copied = one.attachments[0].view
+    own(one)
+    assert one.attachments[0].view is copied
 
 
 def table(*fields: object) -> bytes:
