@@ -33,6 +33,7 @@ defaults: {restart: {delay: 1ms, max_delay: 1ms, jitter: 0, max_restarts: 10000}
 workers:
   command: {command: [sleep, "1000"]}
   function: {target: "idle:worker", preload: [idle]}
+  spare: {target: "idle:worker", preload: [idle], spares: 2}
 """
 
 
@@ -83,7 +84,7 @@ def main() -> None:
         env = {**os.environ, "XDG_RUNTIME_DIR": folder}
         supervisor = subprocess.Popen([BIN / "smartipc-supervise", config], env=env, stderr=subprocess.DEVNULL)
         watch = Watch(f"{folder}/smartipc/restart/control.sock")
-        figures: dict[str, list[float]] = {"command:0": [], "function:0": []}
+        figures: dict[str, list[float]] = {"command:0": [], "function:0": [], "spare:0": []}
         for _ in range(options.rounds):
             for instance, values in figures.items():
                 values.append(measure(watch, instance))

@@ -304,6 +304,7 @@ class Core:
             self._lives.go_down(slot, now, cause)
         for name in added:
             self._answers.settle(name, "gone", "it is wanted again")
+            self._answers.settle(name, "down", "it is wanted again")
             self._slots[name].removing = False
             if self._begun:
                 self._order_up(self._slots[name], now, cause)

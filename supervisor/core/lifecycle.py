@@ -168,6 +168,8 @@ class Lives:
                 for one in (slot, slot.successor):
                     if one is not None:
                         one.spec = worker
+                if slot.group not in {group.name for group in spec.groups}:
+                    slot.group = ""
                 slot.budget.limit(worker.restart.max_restarts, worker.restart.window)
                 self.slots[slot.instance] = slot
             for one in self.leaving:
@@ -306,8 +308,8 @@ class Lives:
         slot.group = slot.awaits = ""
         slot.next_restart_at = None
         slot.waiting_for = ()
-        if slot.successor is not None:
-            self.go_down(slot.successor, now, cause)
+        if slot.successor is not None and slot.successor.state != "stopping":
+            self._tell(slot.successor, now, cause, None)  # it serves nobody: no dependents to wait for
         if slot.state in LIVING:
             if slot.state != "stopping":
                 slot.going_down = cause

@@ -94,7 +94,7 @@ class Rollouts:
     def _next(self, rollout: Rollout, now: float) -> bool:
         instance = rollout.todo[0]
         slot = self._lives.slots.get(instance)
-        if slot is not None and self._wanted(rollout, instance):
+        if slot is not None and self._wanted(rollout, instance) and (rollout.order or slot.recycling):
             if slot.state in _SERVING and not slot.going_down:
                 if self._busy(slot.spec.name):
                     return False

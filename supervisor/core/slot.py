@@ -112,7 +112,9 @@ class Slot:
         self.start_by = now + self.spec.start_timeout
         self.failing = self.going_down = ""
         self.killed = self.watched = self.doubted = self.automatic = self.retired = False
-        self.group = self.awaits = ""
+        self.group = self.awaits = self.wants_recycling = ""
+        self.recycling = False
+        self.not_before = 0.0
         self.then = "stop"
         liveness = self.spec.liveness
         self.health = Health(liveness.failures, liveness.successes) if liveness is not None else Health()

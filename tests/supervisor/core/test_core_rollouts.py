@@ -167,8 +167,8 @@ def test_a_stop_overtakes_a_reload_and_waits_for_both_lives(desk) -> None:
     it.tell(ReloadOrdered(("a:0", "a:1"), 7))
     come(it, "a:0", 2, ready=False)
     assert it.tell(StopOrdered(("a:0",), 8)) == [
-        Stop("a:0", 1, 10.0, "ordered stop"),
         Stop("a:0", 2, 10.0, "ordered stop"),
+        Stop("a:0", 1, 10.0, "ordered stop"),
     ]
     go(it, "a:0", 1)
     assert it.answers() == {}
@@ -208,7 +208,7 @@ def test_the_shutdown_takes_all_lives_along(desk) -> None:
     it.tell(ReloadOrdered(("a:1",), 8))
     it.tell(Exited("a:0", 1, OK))
     it.tell(ReloadOrdered(("a:0",), 9))
-    assert it.tell(ShutdownOrdered("SIGTERM"))[0] == Stop("a:0", 2, 10.0, "the app stops")
+    assert Stop("a:0", 2, 10.0, "the app stops") in it.tell(ShutdownOrdered("SIGTERM"))
     assert it.answers()[8] == {"a:1": "the app is stopping"}
     for instance, generation in (("lone:0", 1), ("a:0", 2), ("a:1", 1), ("a:1", 2)):
         assert it.ends() == []
@@ -384,6 +384,33 @@ def test_scaling_back_before_it_was_gone(desk) -> None:
     assert go(it, "a:1", 1) == [Spawn("a:1", 2)]
     it.ready("a:1")
     assert it.answers()[8] == {"a:1": ""}
+
+
+def test_a_stop_is_overtaken_when_its_instance_is_removed_and_wanted_again(desk) -> None:
+    it = pool(desk, 2)
+    it.tell(StopOrdered(("a:1",), 6), ScaleOrdered((("a", 1),), 7), ScaleOrdered((("a", 2),), 8))
+    assert it.answers() == {6: {"a:1": "it is wanted again"}, 7: {"a:1": "it is wanted again"}}
+
+
+def test_a_group_that_is_gone_is_not_charged(desk) -> None:
+    it = desk(worker("a"), groups=(GroupSpec("g", ("a",)),))
+    it.begin()
+    it.ready("a:0")
+    it.die("a:0", BAD)
+    apply(it, worker("a"))
+    assert it.wait(1) == [Spawn("a:0", 2)]
+    assert it.last("a:0").cause == "restart 1 of 5 in 60 s"
+
+
+def test_a_crash_in_the_queue_for_recycling_makes_it_needless(desk) -> None:
+    it = pool(desk, 2, recycle=RecycleSpec(requests=5, jitter=0))
+    assert it.tell(Measured("a:0", 1, 5), Measured("a:1", 1, 5)) == [Spawn("a:0", 2)]
+    it.die("a:1", BAD)
+    assert it.wait(1) == [Spawn("a:1", 2)]
+    come(it, "a:0", 2)
+    assert go(it, "a:0", 1) == []
+    it.ready("a:1")
+    assert it.tell(Measured("a:1", 2, 5)) == [Spawn("a:1", 3)]
 
 
 def test_scaling_down_while_it_is_replaced(desk) -> None:
