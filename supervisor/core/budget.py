@@ -25,9 +25,9 @@ class Budget:
     def __repr__(self) -> str:
         return f"<Budget {len(self._times)} of {self._most} in {self._window:g} s>"
 
-    def allows(self, at: float) -> bool:
-        """Tell whether a restart at `at`, now or later, would stay within the budget."""
-        return sum(time >= at - self._window for time in self._times) < self._most
+    def allows(self, at: float, granted: int = 0) -> bool:
+        """Tell whether a restart at `at`, now or later, would stay within the budget, beside those granted already."""
+        return sum(time >= at - self._window for time in self._times) + granted < self._most
 
     def record(self, now: float) -> int:
         """Count a restart and return how many the window holds with it."""

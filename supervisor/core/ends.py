@@ -6,6 +6,8 @@ strategy.py, orders of persons in core.py.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from smartipc.ipc.control import ExitFacts
@@ -114,7 +116,8 @@ class Ends:
         delay = backoff.delay(restart, slot.attempt + 1, self.lives.jitter())
         if slot.spec.spares and not slot.attempt:
             delay = 0.0  # a warm process waits for this; if it fails as well, the delays begin
-        reaction = self.lives.groups.react(slot.spec.name, now + delay)
+        granted = Counter(one.group for one in self.lives.slots.values() if one.automatic and one is not slot)
+        reaction = self.lives.groups.react(slot.spec.name, now + delay, granted)
         if reaction.spent:
             group = self.lives.groups[reaction.spent]
             spent = f"restart budget of group {group.name} spent: {group.max_restarts} in {group.window:g} s"

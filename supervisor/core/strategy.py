@@ -6,6 +6,7 @@ lifecycle.py asks and acts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smartipc.supervisor.core.budget import Budget
@@ -61,16 +62,22 @@ class Groups:
             return (member,)
         return tuple(name for one in group.members for name in self.workers(one))
 
-    def react(self, worker: str, at: float) -> Reaction:
-        """Decide on a failure of `worker` that is to be repaired at `at`. Counts nothing yet: see `record`."""
+    def react(self, worker: str, at: float, granted: Mapping[str, int]) -> Reaction:
+        """Decide on a failure of `worker` that is to be repaired at `at`. Counts nothing yet: see `record`.
+
+        Args:
+            worker: whose instance failed.
+            at: monotonic seconds.
+            granted: for each group, restarts that it has allowed and that are still to come.
+        """
         group = self.parent(worker)
         if group is None:
             return Reaction()
-        if self._budgets[group.name].allows(at):
+        if self._budgets[group.name].allows(at, granted.get(group.name, 0)):
             return Reaction(group.name, self._along(group, worker))
         member = group.name
         while (outer := self.parent(member)) is not None:
-            if self._budgets[outer.name].allows(at):
+            if self._budgets[outer.name].allows(at, granted.get(outer.name, 0)):
                 along = {*self.workers(member), *self._along(outer, member)}
                 return Reaction(outer.name, tuple(n for n in self.workers(outer.name) if n in along), member)
             member = outer.name

@@ -16,7 +16,6 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,13 @@ from smartipc.ipc.transports.child import ChildProcessTransport
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.host import entry
 from smartipc.supervisor.host.exits import facts_of_code
+from smartipc.supervisor.host.passing import Passed
+
+_CHILD_NEEDS = (
+    entry.__name__, Passed.__module__, entry.BOOTSTRAP, "smartipc.workers.runtime", "smartipc.workers.sync_runtime",
+    "uvloop", "concurrent.futures.thread",
+)  # fmt: skip
+"""What every child imports before its target, some of it where it may be missing: the fork server has it already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +42,6 @@ class Begun:
     pipe: socket.socket
     sentinel: int
     process: Any
-
-
-class _Passed:
-    """A descriptor that reaches a multiprocessing child under any start method; `detach` gives its number there."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (DupFd(self._descriptor),)
-
-    def detach(self) -> int:
-        """Return the number: fork copies descriptors as they are."""
-        return self._descriptor
-
-
-def _received(passed: Any) -> Any:
-    return passed
 
 
 class FunctionStarter:
@@ -82,7 +70,7 @@ class FunctionStarter:
         if len(os.fsencode(self._folder)) < 80:  # room for multiprocessing's socket name in sun_path
             config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
             self._tempdir, config["tempdir"] = config.get("tempdir"), str(self._folder)
-        preload = [entry.BOOTSTRAP, "smartipc.workers.runtime", "smartipc.workers.sync_runtime"]
+        preload = list(_CHILD_NEEDS)
         preload += [name for worker in self._spec.workers for name in worker.preload]
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(dict.fromkeys(preload)))
         missing = [path for path in self._spec.python_path if path not in sys.path]
@@ -150,7 +138,7 @@ class FunctionStarter:
         with child, contextlib.ExitStack() as undo:
             undo.callback(pipe.close)
             context: Any = multiprocessing.get_context(worker.start_method)
-            arguments = tuple(_Passed(descriptor) for descriptor in (child.fileno(), *passed))
+            arguments = tuple(Passed(descriptor) for descriptor in (child.fileno(), *passed))
             process = context.Process(
                 target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
             )

@@ -270,6 +270,13 @@ def test_a_spent_group_is_stopped_in_reverse_order(desk) -> None:
     assert it.wait(100) == []
 
 
+def test_failures_at_the_same_time_share_one_budget(desk) -> None:
+    it = trio(desk, "one-for-one", max_restarts=1)
+    assert it.die("a:0") == []
+    assert stops(it.die("b:0")) == ["c:0"], "the one restart that there is has been granted to a"
+    assert states(it, "a", "b", "c") == "stopped failed stopping"
+
+
 def test_a_group_forgets_after_its_window(desk) -> None:
     it = trio(desk, "one-for-one", max_restarts=1, window=10.0)
     for _ in range(4):
