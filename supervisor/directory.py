@@ -115,8 +115,10 @@ class Book:
         return update
 
     def join(self, life: LifeKey) -> Directory:
-        """Return everything for a fresh life, which counts from here on. Nothing may be dirty."""
-        assert not self.dirty
+        """Return everything for a fresh life, which counts from here on.
+
+        That includes changes that are not told yet; to be told of them again does it no harm.
+        """
         self._members[life] = self.revision
         entries = (*self.entries.values(), *self.beside.values())
         return Directory(self.revision, entries, tuple(self.subscriptions.values()), full=True)

@@ -71,6 +71,10 @@ from smartipc.supervisor.timetable import Timetable
 from smartipc.supervisor.watching import Watching
 
 log = logging.getLogger("smartipc.supervisor")
+_TELL_PAUSE = 0.25e-3
+"""Seconds per worker between two tellings of the directory; 200 workers are told at most every 50 ms."""
+_LEAST_PAUSE = 2e-3
+"""Shorter ones are not worth a timer."""
 CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
 """On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
 _LEFT_WAIT = 0.5
@@ -153,7 +157,9 @@ class App:
         self._timer: asyncio.TimerHandle | None = None
         self._answers: dict[int, asyncio.Future[tuple[tuple[str, str], ...]]] = {}
         self._next_order = 1
-        self._telling = False
+        self._telling: asyncio.TimerHandle | None = None
+        self._told_at = 0.0
+        self._after_telling: list[Callable[[], None]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop
@@ -459,24 +465,44 @@ class App:
                 current=False,
             )
             self.book.set(beside)
-        self._tell_soon()
+        self.tell_soon()
 
     def _forget(self, instance: str) -> None:
         self.book.remove(instance)
         self.said = {key: said for key, said in self.said.items() if key[0] != instance}
         self.exit_times.pop(instance, None)
-        self._tell_soon()
+        self.tell_soon()
 
-    def _tell_soon(self) -> None:
-        if not self._telling:
-            self._telling = True
-            self._loop.call_soon(self.tell)
+    def tell_soon(self, then: Callable[[], None] | None = None) -> None:
+        """Send what changed in the directory to every living worker, in this turn of the loop or very soon.
+
+        Each telling costs a message and an answer per worker, so when hundreds start, or die, at once, they are told
+        at most every so often, the longer the more they are; a single change is told at once.
+
+        Args:
+            then: called when every worker has applied it.
+        """
+        if then is not None:
+            self._after_telling.append(then)
+        if self._telling is None:
+            pause = _TELL_PAUSE * len(self.links)
+            at = max(self._loop.time(), self._told_at + pause) if pause >= _LEAST_PAUSE else self._loop.time()
+            self._telling = self._loop.call_at(at, self.tell)
 
     def tell(self) -> None:
-        """Send what changed in the directory to every living worker."""
-        self._telling = False
+        """Send what changed in the directory to every living worker, now."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        after, self._after_telling = self._after_telling, []
+        self._tell_changes()
+        for then in after:
+            self.book.barrier(then)
+
+    def _tell_changes(self) -> None:
         if not self.book.dirty:
             return
+        self._told_at = self._loop.time()
         update = self.book.changes()
         encoded = codec.encode(update)
         self.operator.directory.apply(update)

@@ -117,7 +117,7 @@ class Telling:
                 self._upward.tell(READY=1, STATUS=self._summary(), MAINPID=self._app.pid)
             case "app.stopping":
                 self._upward.tell(STOPPING=1, STATUS=f"stopping: {order.cause}")
-            case "instance.state" if self._ready_told:
+            case "instance.state" if self._ready_told and self._upward:
                 self._upward.tell(STATUS=self._summary())
             case _:
                 return

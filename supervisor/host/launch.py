@@ -28,6 +28,13 @@ _PR_SET_PDEATHSIG = 1
 _FIRST = 3
 """Number of the first handed over socket (sd_listen_fds)."""
 _REPORT = 4096
+_ALL = signal.valid_signals()
+_OURS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGCHLD", "SIGPIPE", "SIGXFSZ", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+"""What the supervisor or its interpreter may handle or ignore; looking at all sixty would cost a quarter of a fork."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -108,7 +115,7 @@ def launch(program: Program) -> int:
     read, write = os.pipe()  # closed by exec: an empty report is success
     parent = os.getpid()
     # A signal between fork and exec must not reach the handlers that the child still shares with us.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
         pid = os.fork()
         if not pid:
@@ -168,9 +175,8 @@ def become(program: Program, parent: int, report: int) -> NoReturn:
 def _forget_handlers() -> None:
     """Drop ours before signals are let in again; exec itself keeps what is ignored."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) not in (None, signal.SIG_DFL):
-            signal.signal(number, signal.SIG_DFL)
+    for number in _OURS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 

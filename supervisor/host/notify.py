@@ -109,6 +109,9 @@ class Upward:
     def __repr__(self) -> str:
         return f"<Upward to {self._address!r}>"
 
+    def __bool__(self) -> bool:
+        return bool(self._address)
+
     def tell(self, **assignments: str | int) -> None:
         """Send assignments such as READY=1; a manager that is gone or busy is no reason to stop."""
         if not self._address:
