@@ -6,6 +6,6 @@ format: ; .venv/bin/ruff check --fix . && .venv/bin/ruff format .
 types: ; .venv/bin/mypy -p smartipc && .venv/bin/pyright
 layers: ; .venv/bin/lint-imports
 ci: ; bash .ci/run
-bench: ; .venv/bin/python benchmarks/messages.py --json benchmarks/messages.json && for b in spawn restart; do .venv/bin/python benchmarks/$$b.py; done
+bench: ; .venv/bin/python benchmarks/messages.py --json benchmarks/messages.json && for b in spawn restart steady; do .venv/bin/python benchmarks/$$b.py; done
 bench-peers: ; .venv/bin/pip install -e ".[bench]" && npm install --no-audit --no-fund --prefix $${SMARTIPC_BENCH_NODE:-$$HOME/.cache/smartipc-bench-node} node-ipc@12 pm2
 schema: ; .venv/bin/python -W ignore -m smartipc.supervisor.configuration.schema > config/workers.schema.json
