@@ -25,6 +25,7 @@ from smartipc.supervisor.core.process_spec import ProbeSpec
 from smartipc.supervisor.host import checks
 from smartipc.supervisor.host.launch import LaunchError
 from smartipc.supervisor.host.runs import Runs
+from smartipc.supervisor.operator import GENERATION
 
 if TYPE_CHECKING:
     from smartipc.supervisor.runner import App
@@ -143,7 +144,7 @@ class Probing:
             link = self._links.get(key)
             if link is None or link.closed:
                 path = self._app.address(*key).removeprefix("unix://")
-                identity = Identity(control.SUPERVISOR, self._app.pid, app=self._app.spec.app)
+                identity = Identity(control.SUPERVISOR, self._app.pid, generation=GENERATION, app=self._app.spec.app)
                 link = Link(UnixSocketTransport(path).dial(), Connection("client", identity), QuietHost())
                 self._links[key] = link
             await link.opened()
