@@ -22,9 +22,16 @@ from typing import Any, Literal, NoReturn
 from smartipc.ipc import control
 from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.wire.codec import decoder_for
+from smartipc.ipc.wire.depth import is_open_ended
 from smartipc.workers import logs
 from smartipc.workers.control import ControlClient
 from smartipc.workers.loading import TargetError, flavour, load_target
+
+for _wanted in (control.Launch, control.Directory, control.StopOrder):
+    # Once, in the fork server that imports this, instead of 20 ms in every worker: what their decoding needs to know.
+    decoder_for(_wanted)
+    is_open_ended(_wanted)
 
 _MAX_TRACEBACK = 8 * 1024
 """Characters of a traceback that travel to the supervisor; the log has all of it."""
