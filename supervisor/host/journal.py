@@ -21,6 +21,8 @@ from smartipc.supervisor.host.logfile import LogFile
 log = logging.getLogger("smartipc.supervisor")
 NAME = "events.jsonl"
 MAX_BYTES = 16 * 1024 * 1024
+_READ = 4 * 1024 * 1024
+"""Bytes read of the end of a file: more than ten thousand events."""
 
 
 def state_directory(app: str, chosen: str | None) -> Path:
@@ -57,7 +59,10 @@ class Journal:
                     self._file.write(b"\n")
 
     def read(self, most: int) -> list[dict[str, Any]]:
-        """Return the newest events, at most so many, oldest first; lines that are none are left out."""
+        """Return the newest events, at most so many, oldest first; lines that are none are left out.
+
+        Only the ends of the files are read, so that a long history does not slow a start down.
+        """
         found = deque(itertools.chain.from_iterable(map(_events, self._files())), maxlen=most)
         return list(found)
 
@@ -85,6 +90,10 @@ def open_journal(directory: Path) -> Journal | None:
 def _events(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _READ))
+            if size > _READ:
+                file.readline()  # the rest of a line
             for line in file:
                 try:
                     event = msgspec.json.decode(line)

@@ -84,3 +84,11 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
     assert state_directory("shop", None) == Path("/home/me/.local/state/smartipc/shop")
+
+
+def test_only_the_end_of_a_long_history_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / journal.NAME).write_bytes(b"".join(b'{"seq": %d}\n' % number for number in range(100, 200)))
+    monkeypatch.setattr(journal, "_READ", 50)
+    kept = Journal(tmp_path)
+    assert [event["seq"] for event in kept.read(100)] == [197, 198, 199]
+    kept.close()
