@@ -49,7 +49,7 @@ class Registry:
     def __init__(self, worker: str, instance: str) -> None:
         self.handlers: dict[str, Handler] = {}
         self.served = 0
-        """Requests and one-way messages that have come so far."""
+        """Requests, one-way messages and openings that have come so far."""
         self.flows: dict[str, FlowHandler] = {}
         """The streams and channels that are served."""
         self._worker = worker
@@ -98,6 +98,7 @@ class Registry:
 
     def find_flow(self, name: str, *, duplex: bool) -> FlowHandler | Fault:
         """Return the function of a stream or channel, or the fault that names those there are."""
+        self.served += 1
         handler = self.flows.get(name)
         if handler is None or handler.duplex is not duplex:
             known = sorted(one for one, served in self.flows.items() if served.duplex is duplex)

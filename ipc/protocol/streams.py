@@ -45,6 +45,8 @@ _OPEN = int(Kind.OPEN)
 _END = int(Flag.END)
 _MORE = int(Flag.MORE)
 _OOB = int(Flag.OOB)
+_STRETCHED = 8
+"""Streams of which an item larger than the window may be under way at a time; a sender interleaves no more anyway."""
 _TOO_MANY = Fault(8, "Overloaded", "too many open streams", retryable=True, processed=0)
 
 
@@ -192,6 +194,9 @@ class Streams:
         self._streams: dict[int, _Stream] = {}
         self._serving: set[int] = set()
         self._last_opened = 0
+        self._stretched: set[int] = set()
+        self._waiting: dict[int, None] = {}
+        """Streams whose large item waits for others' to be complete."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -286,7 +291,7 @@ class Streams:
             return
         stream.sending = Half.ENDING
         stream.receiving = Half.STOPPED
-        stream.partial = None
+        self._put_together(stream)
         stream.tail = self._reset_frame(ident, fault)
         self._activate(stream)
 
@@ -296,7 +301,7 @@ class Streams:
         if stream is None or stream.receiving is not Half.OPEN:
             return
         stream.receiving = Half.STOPPED
-        stream.partial = None
+        self._put_together(stream)
         if not self._out.drop(_OPEN, ident):
             self._forget(stream)
             return
@@ -380,7 +385,7 @@ class Streams:
             self._bounded(len(partial) + len(payload), attached=attached)
             partial += payload
         if not flags & _MORE:
-            stream.partial = None
+            self._put_together(stream)
             whole: bytes | bytearray = payload if partial is None else partial
             if attached:
                 item: bytes = self._received(stream, stream.incoming, whole)
@@ -443,6 +448,8 @@ class Streams:
         events: list[Event] = [StreamLost(ident, ident not in unwritten) for ident in self._streams]
         self._streams.clear()
         self._serving.clear()
+        self._stretched.clear()
+        self._waiting.clear()
         self.writable.clear()
         self.negotiated = False
         return events
@@ -492,12 +499,40 @@ class Streams:
         self._silence(stream)
         stream.sending = stream.receiving = Half.STOPPED
         del self._streams[stream.ident]
+        self._put_together(stream)
 
     def _grant(self, stream: _Stream) -> None:
         incoming, partial = stream.incoming, stream.partial
         assert incoming is not None
-        if stream.receiving is Half.OPEN and incoming.grant(len(partial or b""), incomplete=partial is not None):
+        if stream.receiving is not Half.OPEN:
+            return
+        size = len(partial) if partial is not None and self._may_stretch(stream.ident, len(partial)) else 0
+        if incoming.grant(size, incomplete=partial is not None):
             self._credit(stream.ident, incoming)
+
+    def _may_stretch(self, ident: int, size: int) -> bool:
+        """Tell whether pieces of an item may be credited before it is whole; else let it wait for others' to be.
+
+        That bounds what a peer can make us hold: a window per stream, and a few large items in all.
+        """
+        if size * 2 < self.limits.window or ident in self._stretched:
+            return True
+        if len(self._stretched) < _STRETCHED:
+            self._stretched.add(ident)
+            return True
+        self._waiting[ident] = None
+        return False
+
+    def _put_together(self, stream: _Stream) -> None:
+        """Let go of an item that came in pieces, and let the next large one go on."""
+        stream.partial = None
+        self._waiting.pop(stream.ident, None)
+        if stream.ident in self._stretched:
+            self._stretched.discard(stream.ident)
+            if self._waiting:
+                waiting = next(iter(self._waiting))
+                del self._waiting[waiting]
+                self._grant(self._streams[waiting])
 
     def _credit(self, ident: int, window: ReceiveWindow) -> None:
         self._control(Kind.CREDIT, ident, heads.encoder.encode(heads.CreditHead(window.max_bytes, window.max_items)))

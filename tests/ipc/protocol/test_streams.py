@@ -218,6 +218,44 @@ def test_an_item_larger_than_the_window_passes_when_nothing_else_waits() -> None
     assert server.streams.send(ident, b"c")
 
 
+@pytest.mark.parametrize("give_up", ["complete", "stop", "fail", "reset", "peer resets"])
+def test_few_items_larger_than_the_window_are_under_way_at_a_time(give_up: str) -> None:
+    """A window per stream and eight large items are all that a peer can make us hold."""
+    client, server = pair(Limits(window=100, chunk=40, streams=50, message=10_000))
+    idents = [client.streams.open("w.s", b"", duplex=True) for _ in range(10)]
+    move(client, server)
+    for ident in idents:
+        server.streams.accept(ident)
+    move(server, client)
+    for ident in idents:
+        assert client.streams.send(ident, b"x" * 5000)
+    held: dict[int, int] = dict.fromkeys(idents, 0)
+
+    def turn() -> list[Event]:
+        events: list[Event] = []
+        while client.has_data and max(held.values()) < 400:
+            for piece in client.data_to_send():
+                size, kind, flags, _, ident = HEADER.unpack_from(piece)
+                held[ident] = held[ident] + size if flags & Flag.MORE else 0
+                events += server.receive_data(piece, 0.0)
+            client.receive_data(b"".join(server.data_to_send()), 0.0)
+        return events
+
+    turn()
+    waiting = [ident for ident in idents if held[ident] <= 100]
+    assert len(waiting) == 2
+    done = next(ident for ident in idents if held[ident] > 100)
+    if give_up == "peer resets":
+        client.streams.reset(done, GONE)
+    elif give_up == "stop":
+        server.streams.stop(done)
+    elif give_up != "complete":
+        getattr(server.streams, give_up)(done, GONE)
+    held = dict.fromkeys(idents, -100_000)
+    assert len([event for event in turn() if isinstance(event, DataReceived)]) == 10 - (give_up != "complete")
+    assert not client.streams.unsent
+
+
 def test_a_peer_that_overruns_its_credit_is_fatal() -> None:
     client, _, ident = opened()
     events = client.receive_data(frame(Kind.DATA, ident, b"", b"x" * 101), 0.0)
@@ -457,6 +495,15 @@ def test_late_frames_of_ended_streams_are_counted() -> None:
     server.receive_data(frame(Kind.CREDIT, ident, encoded(heads.CreditHead(1, 1))), 0.0)
     server.receive_data(frame(Kind.STOP, ident), 0.0)
     assert (client.streams.late_frames, server.streams.late_frames) == (2, 2)
+
+
+def test_nothing_is_given_back_for_items_before_the_end() -> None:
+    client, server, ident = opened(duplex=True)
+    assert server.streams.send(ident, b"x" * 60)
+    server.streams.end(ident)
+    assert move(server, client) == [DataReceived(ident, b"x" * 60), StreamEnded(ident)]
+    client.streams.consumed(ident, 60)
+    assert not client.has_data
 
 
 def test_credit_after_the_end_is_harmless() -> None:
