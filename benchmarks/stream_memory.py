@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -98,29 +97,17 @@ async def read_async(address: str, request: tuple[int, int], watch: Watch) -> in
 
 
 def read_blocking(address: str, request: tuple[int, int], watch: Watch) -> int:
-    """Read everything without an event loop; a second thread pings."""
+    """Read everything without an event loop; the same thread pings between items, while a window is under way."""
     done = sampled = 0
-    over = threading.Event()
-    with sync.connect(address) as client:
-
-        def pings() -> None:
-            while not over.wait(0.01):
+    with sync.connect(address) as client, client.open_stream(blocks, request) as items:
+        for item in items:
+            done += len(item)
+            if done - sampled >= LOOK_EVERY:
+                sampled = done
+                watch.look(done)
                 began = time.perf_counter()
                 client.request(ping, 1)
                 watch.pings.append(time.perf_counter() - began)
-
-        beside = threading.Thread(target=pings)
-        beside.start()
-        try:
-            with client.open_stream(blocks, request) as items:
-                for item in items:
-                    done += len(item)
-                    if done - sampled >= LOOK_EVERY:
-                        sampled = done
-                        watch.look(done)
-        finally:
-            over.set()
-            beside.join()
     return done
 
 

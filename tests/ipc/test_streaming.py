@@ -33,6 +33,7 @@ from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.streaming import IpcChannel
 from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.wire.buffer import Buffer
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -692,5 +693,32 @@ def test_a_client_serves_nothing_and_says_so(live: Callable[[Scene], None]) -> N
             async with c.open_stream(rows, Range(1)) as items, w.open_stream("c.numbers", 3) as back:
                 assert await items.receive() == Row(0)
                 assert [number async for number in back] == [0, 1, 2]
+
+    live(scene)
+
+
+def test_big_buffers_travel_in_items_and_openings(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            pictures = Stream("w.pictures", Buffer, Buffer)
+            passing = Channel("w.passing", send=Buffer, receive=Buffer)
+
+            @w.handler(pictures)
+            async def _(request: Buffer) -> AsyncIterator[Buffer]:
+                for number in range(5):
+                    yield Buffer(bytes(request.view[:1]) * (number * 300_000))
+
+            @w.handler(passing)
+            async def _(channel: IpcChannel[Buffer, Buffer]) -> None:
+                async for item in channel:
+                    await channel.send(item)
+
+            await w.ready()
+            async with c.open_stream(pictures, Buffer(b"a" * 200_000)) as items:
+                assert [bytes(item.view) async for item in items] == [b"a" * (n * 300_000) for n in range(5)]
+            async with c.open_channel(passing) as channel:
+                for size in (1, 70_000, 40_000_000):  # buffers are no part of the 16 MiB of a message
+                    await channel.send(Buffer(b"b" * size))
+                    assert bytes((await channel.receive()).view) == b"b" * size
 
     live(scene)

@@ -30,6 +30,7 @@ from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.sync import SmartIpc
 from smartipc.ipc.sync.streaming import IpcChannel
 from smartipc.ipc.sync.testing import Stage
+from smartipc.ipc.wire.buffer import Buffer
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -410,4 +411,24 @@ def test_a_forked_copy_refuses(stage: Stage) -> None:
                     os._exit(code)
             assert os.waitpid(pid, 0)[1] == 0
             assert channel.receive() == b"x"
+        c._close(1)
+
+
+def test_big_buffers_travel_in_items(stage: Stage) -> None:
+    passing = Channel("w.passing", send=Buffer, receive=Buffer)
+
+    def serve(ipc: SmartIpc) -> None:
+        @ipc.handler(passing)
+        def _(channel: IpcChannel[Buffer, Buffer]) -> None:
+            for item in channel:
+                channel.send(item)
+
+        ipc.serve()
+
+    with stage.running(stage.add("w"), serve):
+        c = stage.handle(stage.add("c"))
+        with c.open_channel(passing) as channel:
+            for size in (1, 70_000, 40_000_000):
+                channel.send(Buffer(b"b" * size))
+                assert bytes(channel.receive().view) == b"b" * size
         c._close(1)
