@@ -81,6 +81,8 @@ class Link:
         self._unsent: list[bytes | bytearray | memoryview] = []
         self._unsent_bytes = 0
         self._writing = False
+        self._paused = False
+        """Whether the peer is not heard because it does not read what it is told."""
         self._in_batch = False
         self._wrote = False
         self._flush_due = False
@@ -330,6 +332,9 @@ class Link:
         self._deliver(events)
         if not events:  # part of a frame: it must be finished in time
             self._arm()
+        if self._writing and self.connection.congested and not self._paused and not self.closed:
+            self._paused = True
+            self._loop.remove_reader(self._fd)
 
     def _deliver(self, events: list[Event]) -> None:
         self._in_batch = True
@@ -553,6 +558,9 @@ class Link:
                 waiter.set_result(None)
 
     def _watch_writable(self) -> None:
+        if self._paused and not self.connection.congested and not self.closed:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._readable)
         wanted = bool(self._unsent) and not self.closed
         if wanted and not self._writing:
             self._writing = True

@@ -332,6 +332,9 @@ class Connection:
             self._fail(RemoteProtocolError("no handshake in time"), events)
             return events
         if self._partial_since is not None and now >= self._partial_since + self.limits.frame_timeout:
+            if self.congested:  # it is us who do not read on
+                self._partial_since = now
+                return events
             self._fail(RemoteProtocolError("a started frame was not finished in time"), events)
             return events
         for ident in self._calls.expire(now):

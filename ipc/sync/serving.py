@@ -107,6 +107,8 @@ class Server(QuietHost):
         self._durations: dict[str, float] = {}
         self._corked: set[Link] = set()
         self._writing: set[Link] = set()
+        self._held: set[Link] = set()
+        """Links that are not read because their peers do not read what they are told."""
         self._swept = 0.0
         self._watched: dict[int, Link] = {}
 
@@ -254,7 +256,7 @@ class Server(QuietHost):
             if link is not None:
                 if mask & OUT:
                     self._written(link)
-                if mask & ~OUT and reading:
+                if mask & ~OUT and reading and (link not in self._held or mask & ~(IN | OUT)):
                     self._read(link)
             elif fd == listener:
                 self._accept()
@@ -278,6 +280,12 @@ class Server(QuietHost):
             link.pump(0)
         if link.stuck is not (link in self._writing):
             self._watch_writable(link)
+        if link.stuck and link.connection.congested and link not in self._held and not link.closed:
+            self._held.add(link)
+            if link.fileno() == link.write_fileno():
+                self._ready.modify(link.fileno(), OUT)
+            else:
+                self._ready.unregister(link.fileno())
 
     def _sweep(self, now: float) -> None:
         for link in list(self.links.values()):
@@ -309,6 +317,12 @@ class Server(QuietHost):
         link.flush()
         if link.stuck is not (link in self._writing):
             self._watch_writable(link)
+        if link in self._held and not link.connection.congested and not link.closed:
+            self._held.discard(link)
+            if link.fileno() == link.write_fileno():
+                self._ready.modify(link.fileno(), IN | OUT if link in self._writing else IN)
+            else:
+                self._ready.register(link.fileno())
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -399,6 +413,7 @@ class Server(QuietHost):
                 del self.links[fd]
                 self._ready.unregister(fd)
         self._writing.discard(link)
+        self._held.discard(link)
         self._corked.discard(link)
         self.on_lost(link)
 

@@ -16,7 +16,7 @@ import pytest
 
 from smartipc.ipc.protocol.auth import Auth
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import Closed, Event, Opened, RequestReceived
+from smartipc.ipc.protocol.events import CancelReceived, Closed, Event, Opened, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.wire import codec, heads
@@ -321,11 +321,11 @@ def test_half_sent_messages_are_bounded_in_bytes() -> None:
 
 def test_a_started_frame_must_be_finished_however_it_drips() -> None:
     """Also behind a finished frame that is smaller than what waits, which once started the clock anew each time."""
-    for before in (b"", valid(Kind.PING, 0)):
+    big = frame(Kind.NOTIFY, 0, heads.encoder.encode(HEADS[Kind.NOTIFY]), b"x" * 10_000)
+    for before in (b"", valid(Kind.PING, 0), big):
         victim = Victim()
-        big = frame(Kind.NOTIFY, 0, heads.encoder.encode(HEADS[Kind.NOTIFY]), b"x" * 10_000)
-        victim.feed(big[:1])
-        victim.feed(big[1:] + before + big[:9000])
+        victim.feed(before[:1])
+        victim.feed(before[1:] + big[:9000])
         for one in range(9000, 9100):
             victim.now += 0.2
             victim.connection.receive_data(big[one : one + 1], victim.now)
@@ -337,6 +337,19 @@ def test_a_started_frame_must_be_finished_however_it_drips() -> None:
         assert isinstance(victim.connection.handle_timer(victim.now)[-1], Closed)
 
 
+def test_a_frame_that_we_do_not_read_on_ourselves_may_take_its_time() -> None:
+    victim = Victim(limits=Limits(unsent=1000))
+    connection = victim.connection
+    connection.receive_data(valid(Kind.REQUEST, 1) + valid(Kind.REQUEST, 3)[:20], 1.0)
+    connection.reply(1, b"r" * 2000)
+    assert connection.congested
+    assert connection.handle_timer(11.0) == []
+    assert connection.next_timer() == 21.0
+    victim.listen()
+    assert not connection.congested
+    assert isinstance(connection.handle_timer(21.0)[-1], Closed)
+
+
 def test_a_handshake_must_be_finished_however_it_drips() -> None:
     victim = Victim("server", "fresh")
     hello = PREFACE + valid(Kind.HELLO, 0)
@@ -345,6 +358,16 @@ def test_a_handshake_must_be_finished_however_it_drips() -> None:
         victim.connection.receive_data(hello[index : index + 1], victim.now)
     assert victim.connection.next_timer() == 2.0
     assert isinstance(victim.connection.handle_timer(2.0)[-1], Closed)
+
+
+def test_a_cancel_finds_its_request_among_others_that_were_read_with_it() -> None:
+    victim = Victim()
+    several = [valid(Kind.REQUEST, 1), valid(Kind.REQUEST, 3), valid(Kind.NOTIFY, 0), valid(Kind.CANCEL, 1)]
+    events = victim.feed(b"".join(several))
+    assert [getattr(event, "id", None) for event in events] == [3, None]
+    many = valid(Kind.REQUEST, 5) + valid(Kind.NOTIFY, 0) * 1000 + valid(Kind.CANCEL, 5)
+    events = victim.feed(many)
+    assert (type(events[0]), events[-1]) == (RequestReceived, CancelReceived(5))
 
 
 # words
