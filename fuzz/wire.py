@@ -9,15 +9,16 @@ import random
 import sys
 import time
 
+from smartipc.ipc.protocol.auth import Auth
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import heads
-from smartipc.ipc.wire.frames import PREFACE, Kind, frame
+from smartipc.ipc.wire.frames import FEATURES, PREFACE, Flag, Kind, frame
 
 encode = heads.encoder.encode
 GOOD = [
-    frame(Kind.HELLO, 0, encode(heads.Hello(0, 0, [], "f", 1, 1, "f", 1 << 24))),
+    frame(Kind.HELLO, 0, encode(heads.Hello(0, 0, sorted(FEATURES), "f", 1, 1, "f", 1 << 24))),
     frame(Kind.REQUEST, 1, encode(heads.RequestHead("a.b", 100)), b"\x80"),
     frame(Kind.NOTIFY, 0, encode(heads.RequestHead("a.b")), b"\xc0"),
     frame(Kind.MSG, 7, encode(heads.MessageHead("t.x")), b"\x01"),
@@ -27,14 +28,19 @@ GOOD = [
     frame(Kind.GOAWAY, 0, encode(heads.Reason("x"))),
     frame(Kind.RESPONSE, 2, b"", b"\x01"),
     frame(Kind.ERROR, 2, b"", encode(heads.Fault(2, "x", "y"))),
-    frame(Kind.OPEN, 1),
+    frame(Kind.OPEN, 1, encode(heads.OpenHead("a.b", True, 1 << 18, 1024)), b"\xc0"),
     frame(Kind.DATA, 1, b"", b"x"),
+    frame(Kind.CREDIT, 1, encode(heads.CreditHead(1 << 19, 2048))),
+]
+GOOD += [
+    frame(kind, ident, b"", b"\x91\xc0", flags) for kind in Kind for ident in (0, 1, 2) for flags in (0, Flag.MORE)
 ]
 
 
 def once(source: random.Random) -> int:
     """Play one hostile peer; return how many bytes it sent."""
-    connection = Connection("server", Identity("target"))
+    auth = Auth("secret", b"n" * 32, "") if source.random() < 0.2 else None
+    connection = Connection("server", Identity("target"), auth=auth)
     connection.start(0.0)
     data = bytearray(PREFACE + GOOD[0] if source.random() < 0.9 else b"")
     for _ in range(source.randrange(1, 30)):
@@ -48,6 +54,7 @@ def once(source: random.Random) -> int:
         now += source.random()
         events = connection.receive_data(bytes(data[start : start + size]), now)
         assert not (closed and events), "something followed the end"
+        assert auth is None or all(isinstance(event, Closed) for event in events), "a stranger was heard"
         closed = closed or any(isinstance(event, Closed) for event in events)
         while connection.has_data:
             sent += b"".join(connection.data_to_send())
