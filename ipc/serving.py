@@ -30,6 +30,7 @@ from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
+from smartipc.ipc.wire.text import shown
 
 log = logging.getLogger("smartipc.serving")
 current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
@@ -268,11 +269,11 @@ class Server:
         handler = self._registry.find(event.method)
         sender = link.peer.name if link.peer else ""
         if isinstance(handler, Fault):
-            log.warning("one-way message of %s dropped: %s", sender, handler.message)
+            log.warning("one-way message of %s dropped: %s", sender, shown(handler.message))
             return
         arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
         if isinstance(arguments, Fault):
-            log.warning("one-way message %s of %s dropped: %s", handler.name, sender, arguments.message)
+            log.warning("one-way message %s of %s dropped: %s", handler.name, sender, shown(arguments.message))
             return
         handled = tracing.current.set(tracing.handled(link.peer, event))
         if not handler.is_async:

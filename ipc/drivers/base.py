@@ -22,6 +22,7 @@ from smartipc.ipc.protocol.events import (
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import error_of, fault_of
 from smartipc.ipc.wire.heads import Fault
+from smartipc.ipc.wire.text import shown
 
 log = logging.getLogger("smartipc.links")
 
@@ -130,7 +131,7 @@ def apart(event: NotifiesReceived | MessagesReceived, link: Any) -> list[bytes]:
     try:
         return codec.pieces(event.payload)
     except InvalidPayload as error:
-        log.warning("malformed batch of %s dropped: %s", link.peer.name if link.peer else "a peer", error.reason)
+        log.warning("malformed batch of %s dropped: %s", link.peer.name if link.peer else "a peer", shown(error.reason))
         return []
 
 

@@ -36,12 +36,14 @@ class Auth:
         token: the shared secret.
         nonce: 32 bytes from a good random source, never used before.
         endpoint: the kernel's name of the accepting end, the same at both ends.
+        same_user: whether the kernel says that the peer is a process of our own user: only those see tracebacks.
 
     Raises:
         LocalProtocolError: the token is empty, or the nonce of another size.
     """
 
-    def __init__(self, token: str | bytes, nonce: bytes, endpoint: str) -> None:
+    def __init__(self, token: str | bytes, nonce: bytes, endpoint: str, *, same_user: bool = False) -> None:
+        self.same_user = same_user
         self._key = token.encode() if isinstance(token, str) else bytes(token)
         if not self._key:
             raise LocalProtocolError("an empty token protects nothing")

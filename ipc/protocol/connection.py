@@ -137,6 +137,7 @@ class Connection:
         admit: Callable[[Identity], str] | None = None,
     ) -> None:
         self._auth = auth
+        self._discreet = auth is not None and not auth.same_user
         self._admit = admit
         self._held: list[bytes | bytearray] | None = None if auth is None else []
         """Handshake bytes to send while all else must wait for the peer's proof; None when nothing must."""
@@ -163,6 +164,7 @@ class Connection:
         self._out = Outbox(limits.chunk)
         self.streams = Streams(self._calls, self._out, self._parts, limits)
         """The streams and channels of this connection."""
+        self.streams.discreet = self._discreet
         self.buffers = Buffers(self._out, limits)
         """What is lent to the peer and borrowed from it."""
         self.streams.receive = self.buffers.receive
@@ -851,7 +853,7 @@ class Connection:
         (self._out.control if self._held is None else self._held).append(data)
 
     def _answer_fault(self, ident: int, fault: Fault) -> None:
-        encoded = heads.encode_fault(fault, self.limits.chunk)
+        encoded = heads.encode_fault(fault, self.limits.chunk, discreet=self._discreet)
         self._out.add_frame(frame(Kind.ERROR, ident, b"", encoded))
 
     def _withdraw(self, ident: int) -> None:

@@ -14,6 +14,7 @@ from smartipc.ipc.errors import AuthenticationFailed, RemoteProtocolError
 from smartipc.ipc.protocol.auth import MECHANISM, NEEDED, NONCE_SIZE, NOT_USED, Auth
 from smartipc.ipc.wire.heads import Hello, Welcome
 from smartipc.ipc.wire.limits import Limits
+from smartipc.ipc.wire.text import shown
 
 MINOR = 0
 """Newest minor version that is spoken here; the oldest is 0."""
@@ -93,5 +94,5 @@ def _mechanism(auth: Auth | None) -> str:
 
 
 def identity_of(head: Hello | Welcome) -> Identity:
-    """Return who the peer says it is."""
-    return Identity(head.name, head.pid, head.generation, head.app)
+    """Return who the peer says it is, in words that are fit for logs and terminals."""
+    return Identity(shown(head.name), head.pid, head.generation, shown(head.app))

@@ -193,6 +193,8 @@ class Streams:
         self._parts = parts
         self._streams: dict[int, _Stream] = {}
         self._serving: set[int] = set()
+        self.discreet = False
+        """Whether the peer must not see tracebacks."""
         self._last_opened = 0
         self._stretched: set[int] = set()
         self._waiting: dict[int, None] = {}
@@ -550,7 +552,7 @@ class Streams:
             raise FrameTooLarge(size, limit, "item")
 
     def _reset_frame(self, ident: int, fault: Fault) -> bytes:
-        return frame(Kind.RESET, ident, b"", heads.encode_fault(fault, self.limits.chunk))
+        return frame(Kind.RESET, ident, b"", heads.encode_fault(fault, self.limits.chunk, discreet=self.discreet))
 
     def _control(self, kind: Kind, ident: int, head: bytes = b"") -> None:
         self._out.control.append(frame(kind, ident, head))

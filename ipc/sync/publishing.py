@@ -40,6 +40,7 @@ from smartipc.ipc.subscriptions import Inbox, Kept, subscription_of
 from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller, Life
 from smartipc.ipc.sync.serving import Server
 from smartipc.ipc.trust.gate import Gate
+from smartipc.ipc.wire.text import shown
 
 T = TypeVar("T")
 log = logging.getLogger("smartipc.topics")
@@ -464,7 +465,8 @@ class Hub:
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass an arrived message on; one for a subscription that is gone is dropped."""
         if not self._gate.hears(link.peer, event.topic) and event.topic:
-            log.warning("message on %s dropped: %s may not publish there", event.topic, link.peer and link.peer.name)
+            sender = link.peer.name if link.peer else ""
+            log.warning("message on %s dropped: %s may not publish there", shown(event.topic), sender)
             event = msgspec.structs.replace(event, topic="")
         messages = self._open.get(event.number)
         if messages is not None and messages.arrived(event, link):

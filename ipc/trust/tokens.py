@@ -8,7 +8,9 @@ import socket
 
 from smartipc.ipc.protocol.auth import NONCE_SIZE, Auth
 from smartipc.ipc.transports.base import Stream
+from smartipc.ipc.transports.pipe import FifoConduit
 from smartipc.ipc.transports.tls import TlsConduit
+from smartipc.ipc.transports.unix import same_user
 
 
 def auth_for(token: str | bytes | None, stream: Stream, *, accepted: bool) -> Auth | None:
@@ -25,7 +27,9 @@ def auth_for(token: str | bytes | None, stream: Stream, *, accepted: bool) -> Au
     """
     if token is None:
         return None
-    return Auth(token, os.urandom(NONCE_SIZE), endpoint_of(stream, accepted=accepted))
+    ours = same_user(stream) if isinstance(stream, socket.socket) and stream.family == socket.AF_UNIX else False
+    ours = ours or isinstance(stream, FifoConduit)
+    return Auth(token, os.urandom(NONCE_SIZE), endpoint_of(stream, accepted=accepted), same_user=ours)
 
 
 def endpoint_of(stream: Stream, *, accepted: bool) -> str:

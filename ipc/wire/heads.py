@@ -186,8 +186,13 @@ def decode(data: bytes, cls: type[H]) -> H:
     return _decoders[cls].decode(data)  # type: ignore[return-value]
 
 
-def encode_fault(fault: Fault, room: int) -> bytes:
-    """Return a fault in at most about `room` bytes: what is long is cut or left out."""
+def encode_fault(fault: Fault, room: int, *, discreet: bool = False) -> bytes:
+    """Return a fault in at most about `room` bytes: what is long is cut or left out; if `discreet`, its traceback too.
+
+    A traceback tells paths and code, which is no business of a peer on another host or of another user.
+    """
+    if discreet and fault.traceback is not None:
+        fault = msgspec.structs.replace(fault, traceback=None)
     encoded = encoder.encode(fault)
     if len(encoded) > room:
         short = msgspec.structs.replace(fault, message=fault.message[:4096], details=b"", known=(), traceback=None)

@@ -298,6 +298,26 @@ def test_it_tells_no_secret() -> None:
     assert repr(auth) == "<Auth with a transcript>"
 
 
+# discretion
+
+
+@pytest.mark.parametrize("same_user", [True, False])
+def test_only_processes_of_our_own_user_see_tracebacks(same_user: bool) -> None:
+    one = client()
+    two = Connection("server", Identity("s", 2), auth=Auth("secret", b"s" * 32, ENDPOINT, same_user=same_user))
+    two.start(0.0)
+    settle(one, two)
+    fault = heads.Fault(2, "RemoteError", "boom", type="ValueError", traceback="File /secret/path.py")
+    call = one.request("a.b", b"x", 0.0, timeout=1.0)
+    stream = one.streams.open("a.c", b"", duplex=False)
+    two.receive_data(said(one), 0.0)
+    two.fail(call, fault)
+    two.streams.fail(stream, fault)
+    data = said(two)
+    assert (b"/secret/path.py" in data) is same_user
+    assert data.count(b"boom") == 2
+
+
 # who may come in at all
 
 

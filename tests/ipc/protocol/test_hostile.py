@@ -380,6 +380,12 @@ def test_what_a_peer_says_is_shown_on_one_line(name: str) -> None:
     victim = Victim("server", "fresh")
     hello = msgspec.structs.replace(HEADS[Kind.HELLO], name=name[:2000], mechanisms=(name[:500],))  # type: ignore[type-var]
     victim.feed(PREFACE + frame(Kind.HELLO, 0, heads.encoder.encode(hello)))
+    assert victim.ended
+    named = Victim("server", "fresh")
+    hello = msgspec.structs.replace(hello, mechanisms=("peer",), app=name[:1000])
+    named.feed(PREFACE + frame(Kind.HELLO, 0, heads.encoder.encode(hello)))
+    assert named.connection.peer is not None
+    assert (named.connection.peer.name + named.connection.peer.app).isprintable()
     victim = Victim()
     victim.feed(frame(Kind.FATAL, 0, heads.encoder.encode(heads.Reason(name))))
     closed = victim.events[-1]

@@ -192,3 +192,20 @@ def test_dialling_what_is_not_there(folder: Path) -> None:
 
     asyncio.run(main())
     assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(("kind", "ours"), [("unix", True), ("abstract", True), ("pipe", True), ("tcp", False)])
+def test_whom_tracebacks_are_shown(kind: str, ours: bool, folder: Path) -> None:
+    with entrance(kind, folder) as one:
+        near: list[Stream] = []
+        thread = threading.Thread(target=lambda: near.append(transport_for(one.address).dial()))
+        thread.start()
+        select.select([one.fileno()], [], [], 5.0)
+        far, auth = one.accept()
+        thread.join(5.0)
+        mine = auth_for("secret", near[0], accepted=False)
+        assert auth is not None
+        assert mine is not None
+        assert (auth.same_user, mine.same_user) == (ours, ours)
+        near[0].close()
+        far.close()
