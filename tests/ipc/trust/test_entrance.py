@@ -209,3 +209,66 @@ def test_whom_tracebacks_are_shown(kind: str, ours: bool, folder: Path) -> None:
         assert (auth.same_user, mine.same_user) == (ours, ours)
         near[0].close()
         far.close()
+
+
+STRANGER = 12345
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@contextmanager
+def as_stranger(act: str, path: str) -> Iterator[None]:
+    """Connect to or listen at a path as another user, in a child process, for the duration of the block."""
+    ready, done = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgid(STRANGER)
+            os.setuid(STRANGER)
+            sock = socket.socket(socket.AF_UNIX)
+            if act == "listen":
+                sock.bind(path)
+                sock.listen()
+            else:
+                sock.connect(path)
+            os.write(ready[1], b"1")
+            os.close(done[1])
+            os.read(done[0], 1)
+        finally:
+            os._exit(0)
+    assert os.read(ready[0], 1) == b"1"
+    yield
+    os.close(done[1])
+    os.waitpid(pid, 0)
+    for one in (*ready, done[0]):
+        os.close(one)
+
+
+@only_root
+def test_another_user_is_turned_away_unless_it_may_show_a_token(folder: Path) -> None:
+    os.chmod(folder, 0o755)
+    with entrance("unix", folder, None) as one:
+        os.chmod(folder / "s", 0o666)
+        with as_stranger("connect", f"{folder}/s"), pytest.raises(BlockingIOError):
+            one.accept()
+    with entrance("unix", folder, "secret") as one:
+        os.chmod(folder / "s", 0o666)
+        with as_stranger("connect", f"{folder}/s"):
+            stream, auth = one.accept()
+            assert auth is not None
+            assert not auth.same_user
+            stream.close()
+
+
+@only_root
+def test_a_listener_of_another_user_is_not_believed_unless_the_directory_is_its_own(folder: Path) -> None:
+    os.chmod(folder, 0o777)
+    with as_stranger("listen", f"{folder}/s"):
+        with pytest.raises(ConnectFailed, match=f"user {STRANGER} listens there, whom we do not trust"):
+            transport_for(f"unix://{folder}/s").dial()
+        os.chown(folder, STRANGER, STRANGER)
+        transport_for(f"unix://{folder}/s").dial().close()
+    with (
+        as_stranger("listen", f"\0smartipc-stranger-{os.getpid()}"),
+        pytest.raises(ConnectFailed, match="do not trust"),
+    ):
+        transport_for(f"unix:@smartipc-stranger-{os.getpid()}").dial()
