@@ -11,10 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import their kit by its bare name
 
 from kit import App, marked, wait_for
+
+# How long one example takes is the machine's business, and says nothing of what is tested.
+settings.register_profile("smartipc", deadline=None)
+settings.load_profile("smartipc")
 
 
 @pytest.fixture
