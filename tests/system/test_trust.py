@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kit import App
+from kit import App, wait_for
 
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
@@ -47,7 +47,10 @@ def run(app: Callable[..., App], folder: Path) -> Callable[..., App]:
 
     def start(trust: str) -> App:
         workers = "\n".join(f"  {name}: {{target: 'targets:{name_of}'}}" for name, name_of in NAMES.items())
-        return app(f"app: t\npython_path: [.]\n{trust}\nworkers:\n{workers}\n")
+        one = app(f"app: t\npython_path: [.]\n{trust}\nworkers:\n{workers}\n")
+        for name in NAMES:
+            one.wait_state(f"{name}:0", "ready")
+        return one
 
     return start
 
@@ -70,8 +73,6 @@ def stranger(path: str, name: str) -> Iterator[Link]:
 
 def test_a_stranger_may_command_but_not_pose_as_a_worker(run: Callable[..., App], folder: Path) -> None:
     one = run("")
-    row = one.wait_state("c:0", "ready")
-    assert row
     sockets = worker_sockets(folder)
     assert len(sockets) == 3
     for path in sockets:
@@ -84,12 +85,11 @@ def test_a_stranger_may_command_but_not_pose_as_a_worker(run: Callable[..., App]
                 assert "is no worker of this app" in str(link.error)
     assert one.ctl("request", "a.who").stdout == '"$supervisor"\n'
     assert one.ctl("request", "b.who").stdout == '"$supervisor"\n'
-    assert one.status()["c:0"]["status"] == "c:0,c:0"
+    wait_for(lambda: one.status()["c:0"]["status"] == "c:0,c:0", "both flavours told who asked")
 
 
 def test_where_the_user_is_trusted_a_stranger_may_call(run: Callable[..., App], folder: Path) -> None:
-    one = run("supervisor: {trust: user}")
-    one.wait_state("c:0", "ready")
+    run("supervisor: {trust: user}")
     for path, method in zip(worker_sockets(folder), ("a.who", "b.who"), strict=False):
         with stranger(path, "notebook") as link:
             assert codec.plain(link.call(method, codec.encode(None), timeout=5.0)) == "notebook"
