@@ -47,6 +47,7 @@ _MORE = int(Flag.MORE)
 _OOB = int(Flag.OOB)
 _STRETCHED = 8
 """Streams of which an item larger than the window may be under way at a time; a sender interleaves no more anyway."""
+_GIVEN_UP = Fault(10, "StreamReset", "given up before it was accepted")
 _TOO_MANY = Fault(8, "Overloaded", "too many open streams", retryable=True, processed=0)
 
 
@@ -298,9 +299,12 @@ class Streams:
         self._activate(stream)
 
     def stop(self, ident: int) -> None:
-        """Take no more items; those under way are ignored."""
+        """Take no more items; those under way are ignored. A channel that is not accepted yet is given up entirely."""
         stream = self._streams.get(ident)
         if stream is None or stream.receiving is not Half.OPEN:
+            return
+        if stream.outgoing is None and stream.sending not in _OVER:
+            self.reset(ident, _GIVEN_UP)
             return
         stream.receiving = Half.STOPPED
         self._put_together(stream)

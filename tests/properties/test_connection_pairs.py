@@ -260,10 +260,9 @@ class ConnectionPair(RuleBasedStateMachine):
             streams.end(ident)
             end.may_send = False
         elif how == "stop":
-            if not end.accepted and end.may_send:
-                return  # the opener of a channel resets it instead
             streams.stop(ident)
             end.may_receive = False
+            end.may_send = end.may_send and end.accepted
         else:
             (streams.reset if how == "reset" else streams.fail)(ident, GONE)
             end.may_send = end.may_receive = False

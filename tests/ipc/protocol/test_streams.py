@@ -448,6 +448,16 @@ def test_a_half_sent_opening_that_is_given_up_is_forgotten_by_the_peer(give_up: 
     assert server.streams.late_frames == 1
 
 
+def test_a_channel_stopped_before_it_was_accepted_is_given_up_as_a_whole() -> None:
+    client, server = pair()
+    ident = client.streams.open("w.c", b"x" * 500, duplex=True)
+    server.receive_data(b"".join(client.data_to_send()), 0.0)  # a piece of it
+    client.streams.end(ident)
+    client.streams.stop(ident)
+    assert move(client, server) == []
+    assert (len(client.streams), len(server.streams), client.streams.unsent) == (0, 0, False)
+
+
 def test_openings_never_overtake_each_other() -> None:
     client, server = pair()
     large = client.streams.open("w.s", b"x" * 500, duplex=False)
