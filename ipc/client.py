@@ -21,6 +21,7 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, QuietHost, RemoteFault, Resume
+from smartipc.ipc.drivers.dialling import dial
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import (
     AuthenticationFailed,
@@ -37,18 +38,25 @@ from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
+    ConsumedReceived,
     GoodbyeReceived,
+    MessageReceived,
     NotifiesReceived,
     NotifyReceived,
     OpenReceived,
     RequestReceived,
+    SubscribedReceived,
+    TopicEvent,
 )
-from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
 from smartipc.ipc.publishing import Messages
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.serving import Server
+from smartipc.ipc.subscribing import Subscriptions
 from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.trust.policy import check_connecting
+from smartipc.ipc.trust.tokens import auth_for
 from smartipc.ipc.wire.limits import Limits
 
 StateListener = Callable[[str], Any]
@@ -71,6 +79,7 @@ class Line(QuietHost):
         identity: Identity,
         registry: Registry,
         *,
+        token: str | bytes | None,
         tls: ssl.SSLContext | None,
         limits: Limits,
         timeout: float,
@@ -82,10 +91,12 @@ class Line(QuietHost):
         self._loop = asyncio.get_running_loop()
         self.machine = Reconnection(self._loop.time() + timeout, again=not address.startswith("fd:"))
         self._identity = identity
+        self._token = token
         self._tls = tls
         self._limits = limits
         self._timeout = timeout
         self._handlers = Server(links.alone(identity.name), registry, self)
+        self._topics = Subscriptions(self._usable)
         self._leaving = False
         self._gone = asyncio.Event()
         self._changed: asyncio.Future[None] | None = None
@@ -146,19 +157,21 @@ class Line(QuietHost):
     async def _once(self) -> SmartIpcError | None:
         """Make one link and restore what the last one had; return why it failed, or None."""
         try:
-            transport = transport_for(self.address, tls=self._tls)
-            if transport.instant:
-                stream = transport.dial(self._timeout)
-            else:
-                stream = await asyncio.to_thread(transport.dial, self._timeout)
+            stream = await dial(transport_for(self.address, tls=self._tls), self._timeout)
         except SmartIpcError as error:
             return error
         except BlockingIOError:
             return ConnectFailed(self.address, "its queue of connections is full")
-        link = Link(stream, Connection("client", self._identity, self._limits), self)
+        try:
+            auth = auth_for(self._token, stream, accepted=False)
+        except OSError as error:
+            stream.close()
+            return ConnectFailed(self.address, error.strerror or str(error))
+        link = Link(stream, Connection("client", self._identity, self._limits, auth=auth, features=RELAYED), self)
         try:
             async with asyncio.timeout(self._timeout):
                 await link.opened()
+                await self._topics.restore(link)
         except SmartIpcError as error:
             return error
         except TimeoutError:
@@ -196,6 +209,8 @@ class Line(QuietHost):
         self._wake()
 
     def _tell(self) -> None:
+        if self.machine.state is ClientState.CLOSED:
+            self._topics.stop()
         self._wake()
         for listener in tuple(self.listeners):
             listener(self.machine.state.value)
@@ -292,29 +307,30 @@ class Line(QuietHost):
     def flush(self) -> None:
         """Do nothing: there are no bursts."""
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Hand a message to the server; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        await self._topics.publish(topic, encoded, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Hand a message to the server, or not; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        return self._topics.publish_nowait(self._at_hand(), topic, encoded, retain=retain)
 
     def subscribe(
-        self,
-        topic: Topic[Any] | str,  # noqa: ARG002
-        *,
-        queue: str | None,  # noqa: ARG002
-        max_pending: int | None,  # noqa: ARG002
-        overflow: str,  # noqa: ARG002
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
         """Make a subscription at the server; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        return self._topics.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
-    async def _usable(self, name: str, until: float, timeout: float) -> Link:
+    def _at_hand(self) -> Link | None:
+        """Return the link, if it takes new work now."""
+        link = self.link
+        usable = link is not None and not link.closed and not self._leaving
+        return link if usable and self.machine.state is ClientState.CONNECTED else None
+
+    async def _usable(self, name: str, until: float | None = None, timeout: float | None = None) -> Link:
         while True:
-            link = self.link
-            if link is not None and not link.closed and not self._leaving and self.machine.state == "connected":
+            link = self._at_hand()
+            if link is not None:
                 return link
             if self.machine.state is ClientState.CLOSED:
                 raise ConnectionLost(self.address, self.machine.reason, method=name, processed="no", retryable=False)
@@ -344,6 +360,19 @@ class Line(QuietHost):
         """Cancel the handler."""
         self._handlers.on_cancel(link, event.id)
 
+    def on_message(self, link: Link, event: MessageReceived) -> None:
+        """Pass it to its subscription."""
+        self._topics.on_message(link, event)
+
+    def on_topic(self, link: Link, event: TopicEvent) -> None:
+        """Take the server's answer to a subscription; nothing else of the kind comes from a server."""
+        if isinstance(event, SubscribedReceived):
+            self._topics.on_subscribed(link, event)
+
+    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:  # noqa: ARG002 - the connection counts
+        """Publish what waits for credit."""
+        self._topics.look_again()
+
     def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:  # noqa: ARG002 - the shape of every host
         """Start no more calls on this link: the server is going, and another one may come."""
         if link is self.link:
@@ -352,6 +381,7 @@ class Line(QuietHost):
     def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Cancel what the server had asked for; the keeper sees the rest."""
         self._handlers.closed(link)
+        self._topics.lost(link)
         if link is self.link:
             self._gone.set()
         self._wake()
@@ -445,15 +475,20 @@ def connect(
         RemoteProtocolError: what listens there speaks another protocol.
         ValueError: the address is malformed.
     """
-    parse(address)
+    where = parse(address)
 
     async def opened() -> IpcClient:
         called = name or f"client:{os.getpid()}"
-        if token is not None:
-            raise LocalProtocolError("token= is not supported yet")
+        check_connecting(where, token=token, tls=tls)
         registry = Registry("", called)
         line = Line(
-            address, Identity(called, os.getpid()), registry, tls=tls, limits=limits or Limits(), timeout=timeout
+            address,
+            Identity(called, os.getpid()),
+            registry,
+            token=token,
+            tls=tls,
+            limits=limits or Limits(),
+            timeout=timeout,
         )
         client = IpcClient(line, registry, called)
         await line.open()

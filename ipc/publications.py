@@ -30,6 +30,8 @@ class Outgoing(NamedTuple):
     """Rises with every retained message of this process; 0 for others."""
     sequence: int = 0
     """Position among what was published to this subscription; 0 where nothing is ever dropped."""
+    origin: Any = None
+    """Whose message it is, where a relay needs to know."""
 
 
 class Lane:
@@ -75,13 +77,13 @@ class Lane:
     def _free(self) -> bool:
         return self.left > 0 and self._flying < FLIGHT_BYTES
 
-    def take(self, topic: str, payload: bytes, stamp: int = 0) -> Outgoing:
+    def take(self, topic: str, payload: bytes, stamp: int = 0, origin: Any = None) -> Outgoing:
         """Use credit for a message that is sent now; there must be room."""
         if self.blocks:
             self.sent += 1
-            return Outgoing(topic, payload, stamp)
+            return Outgoing(topic, payload, stamp, origin=origin)
         self.sequence += 1
-        return self._fly(Outgoing(topic, payload, stamp, self.sequence))
+        return self._fly(Outgoing(topic, payload, stamp, self.sequence, origin))
 
     def take_many(self, count: int) -> None:
         """Use credit for that many messages of one batch; only where the publisher waits for credit."""
@@ -94,11 +96,11 @@ class Lane:
             self._told = message.sequence - 1
             self._flying -= self._sizes.pop()
 
-    def keep(self, topic: str, payload: bytes, stamp: int = 0, *, anyway: bool = False) -> None:
+    def keep(self, topic: str, payload: bytes, stamp: int = 0, *, anyway: bool = False, origin: Any = None) -> None:
         """Let a message wait for credit, or drop it or an older one; `anyway` keeps it whatever is full."""
         own(payload)
         self.sequence += 1
-        message = Outgoing(topic, payload, stamp, 0 if self.blocks else self.sequence)
+        message = Outgoing(topic, payload, stamp, 0 if self.blocks else self.sequence, origin)
         overflow = self.one.overflow
         if overflow == "latest":
             older = self._topics.get(topic)
@@ -146,7 +148,7 @@ class Lane:
         self._topics.clear()
         self.pending.clear()
         for message in waiting:
-            self.keep(message.topic, message.payload, message.stamp, anyway=True)
+            self.keep(message.topic, message.payload, message.stamp, anyway=True, origin=message.origin)
 
     def _fly(self, message: Outgoing) -> Outgoing:
         self.sent += 1

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -353,6 +353,18 @@ def _check_size(encoded: bytes) -> None:
         raise FrameTooLarge(len(encoded), LIMITS.message, "message")
 
 
+class SubscriptionHost(Protocol):
+    """Who holds subscriptions: the hub of a worker, a client, a server."""
+
+    async def register(self, messages: Messages[Any], inbox: Inbox) -> None:
+        """Let every later publish reach the subscription before this returns."""
+        ...
+
+    async def unregister(self, number: int) -> None:
+        """Forget a subscription."""
+        ...
+
+
 class Messages(Generic[T]):
     """A subscription: `async with` registers it, `async for` yields IpcMessage.
 
@@ -360,7 +372,7 @@ class Messages(Generic[T]):
     and everything that had arrived is consumed, or when the block is left.
     """
 
-    def __init__(self, hub: Hub, inbox: Inbox) -> None:
+    def __init__(self, hub: SubscriptionHost, inbox: Inbox) -> None:
         self._hub = hub
         self._inbox = inbox
         self._closed = False
@@ -412,7 +424,7 @@ class Messages(Generic[T]):
             raise message
         return message
 
-    def arrived(self, event: MessageReceived, link: Link) -> None:
+    def arrived(self, event: MessageReceived, link: Any) -> None:
         """Keep a message until it is consumed, or drop one, by the policy."""
         owed = self._inbox.arrived(event, link)
         if owed is not None:

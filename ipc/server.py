@@ -28,17 +28,18 @@ from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
+    ConsumedReceived,
     NotifiesReceived,
     NotifyReceived,
     OpenReceived,
     RequestReceived,
+    TopicEvent,
 )
-from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.publishing import Messages
+from smartipc.ipc.relaying import Topics
 from smartipc.ipc.serving import Server
-from smartipc.ipc.transports.base import Listener
-from smartipc.ipc.transports.factory import transport_for
-from smartipc.ipc.transports.unix import is_local, same_user
+from smartipc.ipc.trust.entrance import Entrance, listen
 from smartipc.ipc.wire.limits import Limits
 
 log = logging.getLogger("smartipc.server")
@@ -61,57 +62,59 @@ class Exchange(QuietHost):
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
-        self._arriving: set[Link] = set()
-        self._listener: Listener | None = None
+        self.topics = Topics(identity, limits.message)
+        self._entrance: Entrance | None = None
 
     def __repr__(self) -> str:
         return f"<Exchange with {len(self.clients)} clients>"
 
     # the door
 
-    def listen(self, address: str, *, tls: ssl.SSLContext | None) -> str:
+    def listen(self, address: str, *, token: str | bytes | None, tls: ssl.SSLContext | None) -> str:
         """Begin to listen and return the bound address.
 
         Raises:
-            ConnectFailed: it cannot be bound.
+            ConnectFailed: it cannot be bound, or must not be without a token or TLS.
         """
-        self._listener = transport_for(address, tls=tls).listen()
-        self._loop.add_reader(self._listener.fileno(), self._accept)
-        return self._listener.address
+        self._entrance = listen(address, token=token, tls=tls)
+        self._loop.add_reader(self._entrance.fileno(), self._accept)
+        return self._entrance.address
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
-            if self._listener is None:
+            if self._entrance is None:
                 return
             try:
-                stream = self._listener.accept()
+                stream, auth = self._entrance.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 log.warning("cannot accept a connection: %s", error)
                 return
-            if is_local(stream) and not same_user(stream):
-                log.warning("connection of another user refused")
-                stream.close()
-                continue
-            link = Link(stream, Connection("server", self._identity, self._limits), self)
-            self._arriving.add(link)
+            connection = Connection("server", self._identity, self._limits, auth=auth, features=RELAYED)
+            link = Link(stream, connection, self)
+            crowded_out = self._entrance.door.enter(link)
+            if crowded_out is not None:
+                crowded_out.close("too many are at the door")
 
     def stop_listening(self) -> None:
         """Take no more clients; later calls do nothing."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        if self._entrance is not None:
+            self._loop.remove_reader(self._entrance.fileno())
+            self._entrance.close()
+            for link in self._entrance.door:
+                link.close("the server is closing")
+            self._entrance = None
 
     async def close(self, grace: float) -> None:
         """Refuse new calls, finish what runs, let bytes out, for at most `grace` seconds, and close every link."""
         until = self._loop.time() + grace
         self.stop_listening()
+        self.topics.stop()
         for link in tuple(self.clients):
             link.goodbye("the server is closing")
         await self.handlers.drain(grace)
-        left = [link.aclose(max(0.0, until - self._loop.time())) for link in (*self.clients, *self._arriving)]
+        left = [link.aclose(max(0.0, until - self._loop.time())) for link in tuple(self.clients)]
         if left:
             await asyncio.gather(*left)
 
@@ -175,24 +178,19 @@ class Exchange(QuietHost):
     def flush(self) -> None:
         """Do nothing: there are no bursts."""
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        await self.topics.publish(topic, encoded, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Send to all or to none; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        return self.topics.publish_nowait(topic, encoded, retain=retain)
 
     def subscribe(
-        self,
-        topic: Topic[Any] | str,  # noqa: ARG002
-        *,
-        queue: str | None,  # noqa: ARG002
-        max_pending: int | None,  # noqa: ARG002
-        overflow: str,  # noqa: ARG002
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
-        """Subscribe to what clients, and this server, publish; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        """Subscribe to what clients publish; see Router."""
+        return self.topics.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
     def _link_of(self, name: str, to: Peer | None, slot: int | None, key: str | None) -> tuple[Link, Peer]:
         if to is None or slot is not None or key is not None:
@@ -208,8 +206,10 @@ class Exchange(QuietHost):
         """List the client."""
         assert link.peer is not None
         number = next(self._numbers)
-        self._arriving.discard(link)
+        if self._entrance is not None:
+            self._entrance.door.leave(link)
         self.clients[link] = Peer(link.peer.name, number, link.peer.generation, link.peer.pid, ready=True)
+        self.topics.join(link, number)
         self.handlers.links.add(link)
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
@@ -232,10 +232,20 @@ class Exchange(QuietHost):
         """Cancel the handler."""
         self.handlers.on_cancel(link, event.id)
 
+    def on_topic(self, link: Link, event: TopicEvent) -> None:
+        """Relay it."""
+        self.topics.on_topic(link, event)
+
+    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
+        """Send what waited for credit."""
+        self.topics.on_consumed(link, event)
+
     def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Forget the client and cancel what it had asked for."""
-        self._arriving.discard(link)
+        if self._entrance is not None:
+            self._entrance.door.leave(link)
         self.clients.pop(link, None)
+        self.topics.leave(link)
         self.handlers.closed(link)
 
 
@@ -325,11 +335,9 @@ def serve(
 
     async def opened() -> IpcServer:
         called = name or "server"
-        if token is not None:
-            raise LocalProtocolError("token= is not supported yet")
         registry = Registry("", called)
         exchange = Exchange(Identity(called, os.getpid()), registry, limits or Limits())
-        bound = exchange.listen(address, tls=tls)
+        bound = exchange.listen(address, token=token, tls=tls)
         return IpcServer(exchange, registry, called, bound)
 
     return Opening(opened)

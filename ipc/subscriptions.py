@@ -152,7 +152,7 @@ class Inbox:
             return error, link, owed
         message = IpcMessage(
             payload=payload,
-            sender=link.peer.name if link.peer else "",
+            sender=event.sender or (link.peer.name if link.peer else ""),
             headers=event.headers or {},
             timestamp=epoch(event.received_at),
             topic=event.topic,

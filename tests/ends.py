@@ -7,13 +7,14 @@ driven from the test's thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from certificates import client_context, server_context
 
 import smartipc
 from smartipc.ipc import sync
@@ -121,10 +122,12 @@ class AsyncEnd:
         return thread
 
     def close(self, grace: float = 5.0) -> None:
-        with contextlib.suppress(RuntimeError):
-            if not self._loop.loop.is_closed():
-                self._loop.run(self.it.aclose(grace))
-                self._loop.stop()
+        self._loop.run(self.it.aclose(grace))
+
+    def stop(self) -> None:
+        """Close, and end the loop."""
+        self.close()
+        self._loop.stop()
 
 
 class AsyncMessages:
@@ -209,9 +212,12 @@ class SyncEnd:
         if self._failure is not None:
             raise self._failure
 
+    stop = close
+
 
 ENDS = {"async": AsyncEnd, "sync": SyncEnd}
-TRANSPORTS = ("unix", "abstract", "ipc", "pipe", "fd")
+TRANSPORTS = ("unix", "abstract", "ipc", "pipe", "fd", "tcp", "tls")
+SECRET = "a token of the tests"
 
 
 class Place:
@@ -231,6 +237,13 @@ class Place:
                 self.server = self.client = f"ipc://{unique}"
             case "pipe":
                 self.server = self.client = f"pipe://{folder}/p"
+            case "tcp":
+                self.server = self.client = "tcp://127.0.0.1:0"
+                self.server_options = self.client_options = {"token": SECRET}
+            case "tls":
+                self.server = self.client = "tls://localhost:0"
+                self.server_options = {"token": SECRET, "tls": server_context()}
+                self.client_options = {"token": SECRET, "tls": client_context()}
             case "fd":
                 near, far = socket.socketpair()
                 self.server, self.client = f"fd://{near.detach()}", f"fd://{far.detach()}"
@@ -276,7 +289,7 @@ class Pair:
         failures = []
         for end in reversed(self._ends):
             try:
-                end.close()
+                end.stop()
             except BaseException as error:
                 failures.append(error)
         assert failures == []

@@ -34,11 +34,16 @@ from smartipc.ipc.protocol.events import (
     NotifyReceived,
     Opened,
     OpenReceived,
+    PublishReceived,
     ReplyReceived,
     RequestReceived,
     StreamEvent,
+    SubscribedReceived,
+    SubscribeReceived,
+    UnsubscribeReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
@@ -70,6 +75,7 @@ class Link:
         self.connection = connection
         self.closed = False
         self.error: SmartIpcError | None = None
+        self.on_room: Callable[[Link], None] | None = None
         self._sock = sock
         self._fd = sock.fileno()
         self._write_fd = write_fileno(sock)
@@ -117,6 +123,11 @@ class Link:
     def peer(self) -> Identity | None:
         """What the peer says of itself, None before the handshake."""
         return self.connection.peer
+
+    @property
+    def full(self) -> bool:
+        """Whether the socket is full: what is said now waits here. `on_room` is called when that is over."""
+        return self._writing
 
     @property
     def outstanding(self) -> int:
@@ -223,10 +234,17 @@ class Link:
         headers: dict[str, str] | None = None,
         stamp: int = 0,
         sequence: int = 0,
+        sender: str = "",
     ) -> None:
         """Send a message to the peer's subscription `number`; raises as notify does."""
         self._require_open(topic)
-        self.connection.publish(number, topic, payload, headers=headers, stamp=stamp, sequence=sequence)
+        self.connection.publish(number, topic, payload, headers=headers, stamp=stamp, sequence=sequence, sender=sender)
+        self._push()
+
+    def relay(self, say: Callable[[Topics], None]) -> None:
+        """Let `say` queue something of the connection's topics, and send it; raises as notify does."""
+        self._require_open("")
+        say(self.connection.topics)
         self._push()
 
     def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
@@ -371,6 +389,8 @@ class Link:
                 self._host.on_notify(self, event)
             case ConsumedReceived():
                 self._host.on_consumed(self, event)
+            case SubscribeReceived() | SubscribedReceived() | UnsubscribeReceived() | PublishReceived():
+                self._host.on_topic(self, event)
             case ErrorReceived():
                 self._settle(event.id, RemoteFault(event.fault))
             case CallExpired():
@@ -568,6 +588,8 @@ class Link:
         elif not wanted and self._writing:
             self._writing = False
             self._loop.remove_writer(self._write_fd)
+            if self.on_room is not None:
+                self._loop.call_soon(self.on_room, self)
 
     # time
 

@@ -18,6 +18,7 @@ from smartipc.ipc.protocol.events import (
     OpenReceived,
     RequestReceived,
     StreamEvent,
+    TopicEvent,
 )
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import error_of, fault_of
@@ -56,6 +57,9 @@ class LinkHost(Protocol):
 
     def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
         """The subscriber at the other end consumed."""
+
+    def on_topic(self, link: Any, event: TopicEvent) -> None:
+        """The peer subscribes or publishes here, or answers our subscription; see protocol.topics."""
 
     def on_goodbye(self, link: Any, event: GoodbyeReceived) -> None:
         """The peer takes no new calls."""
@@ -117,6 +121,9 @@ class QuietHost:
             self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
 
     def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
+        """Ignore it."""
+
+    def on_topic(self, link: Any, event: TopicEvent) -> None:
         """Ignore it."""
 
     def on_goodbye(self, link: Any, event: GoodbyeReceived) -> None:

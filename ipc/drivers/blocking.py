@@ -43,12 +43,17 @@ from smartipc.ipc.protocol.events import (
     NotifyReceived,
     Opened,
     OpenReceived,
+    PublishReceived,
     ReplyReceived,
     RequestReceived,
     StreamEvent,
+    SubscribedReceived,
+    SubscribeReceived,
+    UnsubscribeReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
+from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
@@ -243,6 +248,7 @@ class Link:
         headers: dict[str, str] | None = None,
         stamp: int = 0,
         sequence: int = 0,
+        sender: str = "",
         wait: bool = True,
     ) -> None:
         """Send a message to the peer's subscription `number`; raises as notify does.
@@ -251,10 +257,17 @@ class Link:
         """
         self._require_open(topic)
         self._say(
-            lambda: self.connection.publish(number, topic, payload, headers=headers, stamp=stamp, sequence=sequence),
+            lambda: self.connection.publish(
+                number, topic, payload, headers=headers, stamp=stamp, sequence=sequence, sender=sender
+            ),
             topic,
             wait=wait,
         )
+
+    def relay(self, say: Callable[[Topics], None], *, wait: bool = True) -> None:
+        """Let `say` queue something of the connection's topics, and send it; raises, and waits, as publish does."""
+        self._require_open("")
+        self._say(lambda: say(self.connection.topics), "$topics", wait=wait)
 
     def consumed(self, number: int, count: int) -> None:
         """Give credit back for our subscription `number`; a closed link needs none."""
@@ -526,6 +539,8 @@ class Link:
                 self._host.on_notify(self, event)
             case ConsumedReceived():
                 self._host.on_consumed(self, event)
+            case SubscribeReceived() | SubscribedReceived() | UnsubscribeReceived() | PublishReceived():
+                self._host.on_topic(self, event)
             case ErrorReceived():
                 self._fail_call(event.id, RemoteFault(event.fault))
             case CallExpired():

@@ -52,6 +52,7 @@ from smartipc.ipc.protocol.reassembly import Reassembly
 from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
 from smartipc.ipc.protocol.streams import Streams
 from smartipc.ipc.protocol.tally import SAMPLED, Tally, count_of
+from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.wire import heads
 from smartipc.ipc.wire.frames import (
     FEATURES,
@@ -125,6 +126,7 @@ class Connection:
         auth: for the token handshake; None where the transport vouches for the peer. Used for this connection only.
         admit: told what the peer says of itself, before anything else of it is heard; returns why it must not come in,
             or "".
+        features: the optional parts of the protocol that this side offers; those of workers unless said.
     """
 
     def __init__(
@@ -135,7 +137,9 @@ class Connection:
         *,
         auth: Auth | None = None,
         admit: Callable[[Identity], str] | None = None,
+        features: tuple[str, ...] | None = None,
     ) -> None:
+        self._features = handshake.FEATURES if features is None else features
         self._auth = auth
         self._discreet = auth is not None and not auth.same_user
         self._admit = admit
@@ -168,6 +172,8 @@ class Connection:
         self.buffers = Buffers(self._out, limits)
         """What is lent to the peer and borrowed from it."""
         self.streams.receive = self.buffers.receive
+        self.topics = Topics(self._out, limits)
+        """Its subscriptions, where there is no supervisor."""
         self.features: frozenset[str] = frozenset()
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
@@ -209,6 +215,10 @@ class Connection:
             Kind.FD_ACK: self.buffers.on_confirmed,
             Kind.BUFFER_RELEASE: self.buffers.on_release,
             Kind.BUFFER_RETIRE: self.buffers.on_retire,
+            Kind.SUB: self.topics.on_sub,
+            Kind.SUB_OK: self.topics.on_sub_ok,
+            Kind.UNSUB: self.topics.on_unsub,
+            Kind.PUB: self.topics.on_pub,
         }
 
     def __repr__(self) -> str:
@@ -404,6 +414,7 @@ class Connection:
         headers: dict[str, str] | None = None,
         stamp: int = 0,
         sequence: int = 0,
+        sender: str = "",
     ) -> None:
         """Queue a message for the peer's subscription `number`; in order per number. See heads.MessageHead.
 
@@ -412,8 +423,8 @@ class Connection:
             LocalProtocolError: as request.
         """
         self._check(len(payload))
-        head = self._head(heads.MessageHead(topic, headers, stamp > 0, stamp, sequence))
-        if headers is None and not stamp and not sequence:
+        head = self._head(heads.MessageHead(topic, headers, stamp > 0, stamp, sequence, sender))
+        if headers is None and not stamp and not sequence and not sender:
             self._out.join(_MSG, number, head, payload, key=number)
         else:
             self._out.add(_MSG, number, head, payload, key=number)
@@ -677,7 +688,7 @@ class Connection:
 
     @property
     def _offered(self) -> tuple[str, ...]:
-        return handshake.FEATURES + self.buffers.features
+        return self._features + self.buffers.features
 
     def _only_opening(self) -> None:
         if self.state is not ConnectionState.OPENING:
@@ -694,6 +705,8 @@ class Connection:
         self.streams.message_limit = self._message_limit
         self.buffers.open(features)
         self._out.open()
+        self.topics.negotiated = "topics" in self.features
+        self.topics.message_limit = self._message_limit
         self._handshake_by = None
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
         events.append(Opened(self.peer))
@@ -803,7 +816,9 @@ class Connection:
 
     def _on_message(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.MessageHead)
-        message = MessageReceived(ident, fields.topic, payload, fields.headers, now, fields.stamp, fields.sequence)
+        message = MessageReceived(
+            ident, fields.topic, payload, fields.headers, now, fields.stamp, fields.sequence, fields.sender
+        )
         self.tally.messages += 1
         events.append(message)
 
@@ -818,7 +833,10 @@ class Connection:
         events.append(MessagesReceived(ident, fields.topic, payload, now))
 
     def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        events.append(ConsumedReceived(ident, heads.decode(head, heads.AckHead).consumed))
+        count = heads.decode(head, heads.AckHead).consumed
+        if ident == 0:
+            self.topics.on_settled(count)
+        events.append(ConsumedReceived(ident, count))
 
     # sending and ending
 

@@ -82,6 +82,44 @@ class MessageReceived(msgspec.Struct, frozen=True):
     received_at: float
     stamp: int = 0
     sequence: int = 0
+    sender: str = ""
+    """Who published it, where that is not the peer."""
+
+
+class SubscribeReceived(msgspec.Struct, frozen=True):
+    """The peer subscribes here; answer with topics.subscribed. Nothing of it is checked but the number."""
+
+    number: int
+    pattern: str
+    window: int
+    queue: str
+    overflow: str
+
+
+class SubscribedReceived(msgspec.Struct, frozen=True, gc=False):
+    """Our subscription holds, or with a `reason` it was refused."""
+
+    number: int
+    reason: str
+
+
+class UnsubscribeReceived(msgspec.Struct, frozen=True, gc=False):
+    """The peer's subscription is over."""
+
+    number: int
+
+
+class PublishReceived(msgspec.Struct, frozen=True):
+    """A message for whoever subscribed here; it counts as unsettled until topics.settled."""
+
+    topic: str
+    payload: bytes
+    headers: dict[str, str] | None
+    retain: bool
+    received_at: float
+
+
+TopicEvent: TypeAlias = SubscribeReceived | SubscribedReceived | UnsubscribeReceived | PublishReceived
 
 
 class MessagesReceived(msgspec.Struct, frozen=True, gc=False):
@@ -185,6 +223,7 @@ Event: TypeAlias = (
     | ConsumedReceived
     | OpenReceived
     | StreamEvent
+    | TopicEvent
     | GoodbyeReceived
     | PongReceived
     | Closed

@@ -24,6 +24,10 @@ FEATURES: tuple[str, ...] = ("streams", "batch")
 """
 
 
+RELAYED: tuple[str, ...] = (*FEATURES, "topics")
+"""What a client and a server without a supervisor speak. Workers do not: their subscriptions are in the directory."""
+
+
 class Identity(msgspec.Struct, frozen=True):
     """What one side says of itself. A claim: whoever needs proof compares it with the transport's credentials."""
 

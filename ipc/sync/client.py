@@ -31,15 +31,24 @@ from smartipc.ipc.errors import (
     SmartIpcError,
 )
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import Closed, GoodbyeReceived
-from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.events import (
+    Closed,
+    ConsumedReceived,
+    GoodbyeReceived,
+    SubscribedReceived,
+    TopicEvent,
+)
+from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.endpoint import Endpoint
 from smartipc.ipc.sync.exchanging import Desk, late
 from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.sync.subscribing import Subscriptions
 from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.trust.policy import check_connecting
+from smartipc.ipc.trust.tokens import auth_for
 from smartipc.ipc.wire.limits import Limits
 
 StateListener = Callable[[str], Any]
@@ -56,6 +65,7 @@ class Line(Desk):
         identity: Identity,
         registry: Registry,
         *,
+        token: str | bytes | None,
         tls: ssl.SSLContext | None,
         limits: Limits,
         timeout: float,
@@ -66,11 +76,13 @@ class Line(Desk):
         self.link: Link | None = None
         self.machine = Reconnection(time.monotonic() + timeout, again=not address.startswith("fd:"))
         self._client_identity = identity
+        self._token = token
         self._tls = tls
         self._limits = limits
         self._timeout = timeout
         self._leaving = False
         self._dialling = threading.RLock()
+        self.topics = Subscriptions(self, self.usable)
         self._ending = threading.Event()
 
     def __repr__(self) -> str:
@@ -86,10 +98,12 @@ class Line(Desk):
             ConnectionLost: the client is closed.
             LocalProtocolError: the client was inherited through fork.
         """
-        link = self.link
-        if link is not None and not link.closed and not link.broken and not self._leaving:
+        link = self._at_hand()
+        if link is not None:
             return link
         self.require_own()
+        if self._ending.is_set():
+            raise ConnectionLost(self.address, "this client is closed", method=name, processed="no", retryable=False)
         if not self._dialling.acquire(timeout=max(0.0, until - time.monotonic())):
             raise self._none_yet(name)
         try:
@@ -97,14 +111,19 @@ class Line(Desk):
         finally:
             self._dialling.release()
 
+    def _at_hand(self) -> Link | None:
+        """Return the link, if it takes new work now."""
+        link = self.link
+        return None if link is None or link.closed or link.broken or self._leaving else link
+
     def _make(self, until: float, name: str) -> Link:
         while True:
             link = self.link
             if link is not None:
-                if not link.closed and not link.broken and not self._leaving:
+                if self._at_hand() is link:
                     return link
                 self._see_out(link, until)
-            if self.machine.state is ClientState.CLOSED:
+            if self.machine.state is ClientState.CLOSED or self._ending.is_set():
                 raise ConnectionLost(self.address, self.machine.reason, method=name, processed="no", retryable=False)
             now = time.monotonic()
             delay = self.machine.delay(now, random.random())  # noqa: S311 - only jitter
@@ -140,7 +159,13 @@ class Line(Desk):
             return error
         except BlockingIOError:
             return ConnectFailed(self.address, "its queue of connections is full")
-        link = Link(stream, Connection("client", self._client_identity, self._limits), self)
+        try:
+            auth = auth_for(self._token, stream, accepted=False)
+        except OSError as error:
+            stream.close()
+            return ConnectFailed(self.address, error.strerror or str(error))
+        connection = Connection("client", self._client_identity, self._limits, auth=auth, features=RELAYED)
+        link = Link(stream, connection, self)
         try:
             limit = min(until, time.monotonic() + self._timeout)
             while link.peer is None and not link.closed and (left := limit - time.monotonic()) > 0:
@@ -150,6 +175,12 @@ class Line(Desk):
             if link.peer is None:
                 link.close("no handshake in time")
                 return ConnectFailed(self.address, "no handshake in time")
+            self.topics.restore(link, limit)
+        except ConnectionLost as lost:
+            link.close("its subscriptions were not restored")
+            return lost
+        except SmartIpcError as error:
+            return error
         except BaseException:
             link.close()
             raise
@@ -168,6 +199,7 @@ class Line(Desk):
     def end(self, grace: float) -> None:
         """Finish what runs here, let unsent bytes out, for at most `grace` seconds, and close the link."""
         self._ending.set()
+        self.topics.stop()
         link = self.link
         if self.own and link is not None and not link.closed:
             link.goodbye("the client is closing")
@@ -179,6 +211,10 @@ class Line(Desk):
             self._tell()
 
     def _tell(self) -> None:
+        if self.machine.state is ClientState.CLOSED:
+            self.topics.stop()
+            self._over.set()
+            self.wake()
         for listener in tuple(self.listeners):
             listener(self.machine.state.value)
 
@@ -250,26 +286,31 @@ class Line(Desk):
         """Return the one call: the server is everybody; see Router."""
         return [call]
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Hand a message to the server; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        self.topics.publish(topic, encoded, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Hand a message to the server, or not; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        self.require_own()
+        return self.topics.publish_nowait(self._at_hand(), topic, encoded, retain=retain)
 
     def subscribe(
-        self,
-        topic: Topic[Any] | str,  # noqa: ARG002
-        *,
-        queue: str | None,  # noqa: ARG002
-        max_pending: int | None,  # noqa: ARG002
-        overflow: str,  # noqa: ARG002
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
         """Make a subscription at the server; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        return self.topics.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
     # LinkHost
+
+    def on_topic(self, link: Link, event: TopicEvent) -> None:
+        """Take the server's answer to a subscription; nothing else of the kind comes from a server."""
+        if isinstance(event, SubscribedReceived):
+            self.topics.on_subscribed(link, event)
+
+    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:  # noqa: ARG002 - the connection counts
+        """Let publishers that wait for credit look again."""
+        self.wake()
 
     def on_goodbye(self, link: Link, event: GoodbyeReceived) -> None:  # noqa: ARG002 - the shape of every host
         """Start no more calls on this link: the server is going, and another one may come."""
@@ -366,12 +407,18 @@ def connect(
         RemoteProtocolError: what listens there speaks another protocol.
         ValueError: the address is malformed.
     """
-    parse(address)
-    if token is not None:
-        raise LocalProtocolError("token= is not supported yet")
+    check_connecting(parse(address), token=token, tls=tls)
     called = name or f"client:{os.getpid()}"
     registry = Registry("", called)
-    line = Line(address, Identity(called, os.getpid()), registry, tls=tls, limits=limits or Limits(), timeout=timeout)
+    line = Line(
+        address,
+        Identity(called, os.getpid()),
+        registry,
+        token=token,
+        tls=tls,
+        limits=limits or Limits(),
+        timeout=timeout,
+    )
     try:
         line.usable(time.monotonic() + 2 * timeout + 1, "")
     except BaseException:

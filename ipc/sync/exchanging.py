@@ -48,6 +48,7 @@ class Desk(Server):
         self._over = threading.Event()
         self._staying = threading.RLock()
         self._gone = False
+        self._room = threading.Lock()
 
     @property
     def own(self) -> bool:
@@ -164,6 +165,18 @@ class Desk(Server):
         """Pass it to its subscription."""
         super().on_message(link, event)
         self.call_home()
+
+    # slow readers
+
+    def await_room(self, link: Link) -> None:
+        """Watch for room in a link's socket, if it is full. Called in any thread that has said something on it."""
+        if link.stuck and link not in self._writing:
+            self._watch_writable(link)
+
+    def _watch_writable(self, link: Link) -> None:
+        with self._room:  # threads that send and the one that flushes come here at once
+            if link.stuck is not (link in self._writing):
+                super()._watch_writable(link)
 
     # staying and leaving
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -288,6 +288,22 @@ def _check_size(encoded: bytes) -> None:
         raise FrameTooLarge(len(encoded), LIMITS.message, "message")
 
 
+class SubscriptionHost(Protocol):
+    """Who holds subscriptions: the hub of a worker, a client, a server."""
+
+    def register(self, messages: Messages[Any], inbox: Inbox) -> None:
+        """Let every later publish reach the subscription before this returns."""
+        ...
+
+    def unregister(self, number: int) -> None:
+        """Forget a subscription."""
+        ...
+
+    def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `done`, or for `timeout` seconds; return done()."""
+        ...
+
+
 class Messages(Generic[T]):
     """A subscription: `with` registers it, `for` yields IpcMessage.
 
@@ -296,7 +312,7 @@ class Messages(Generic[T]):
     everything that had arrived is consumed, or when the block is left.
     """
 
-    def __init__(self, hub: Hub, inbox: Inbox) -> None:
+    def __init__(self, hub: SubscriptionHost, inbox: Inbox) -> None:
         self._hub = hub
         self._inbox = inbox
         self._closed = False
@@ -347,19 +363,21 @@ class Messages(Generic[T]):
             if not self._hub.wait(self._settled, timeout):
                 return None
             with self._lock:
-                if self._inbox.waiting:
-                    return self._take()
-                if self._inbox.error is not None and not self._closed:
+                taken = self._inbox.take() if self._inbox.waiting else None
+                if taken is None and self._inbox.error is not None and not self._closed:
                     self._closed = True
                     raise self._inbox.error
+            if taken is not None:
+                return self._given(taken)
             if self._closed:
                 return None
 
     def _settled(self) -> bool:
         return bool(self._inbox.waiting) or self._closed or self._inbox.error is not None
 
-    def _take(self) -> IpcMessage[T]:
-        message, link, owed = self._inbox.take()
+    def _given(self, taken: tuple[IpcMessage[Any] | InvalidPayload, Any, int | None]) -> IpcMessage[T]:
+        """Give credit back for a message, outside the lock: its publisher may be waiting in this process."""
+        message, link, owed = taken
         if owed is not None:
             link.consumed(self._inbox.number, owed)
         if isinstance(message, InvalidPayload):
@@ -373,7 +391,8 @@ class Messages(Generic[T]):
             with self._lock:
                 if not self._inbox.waiting:
                     return
-                message = self._take()
+                taken = self._inbox.take()
+            message = self._given(taken)
             if self.wants_message:
                 self.function(message.payload, message)
             else:
@@ -381,7 +400,7 @@ class Messages(Generic[T]):
         except Exception:  # the boundary of the user's subscriber
             log.exception("subscriber of %r raised", self)
 
-    def arrived(self, event: MessageReceived, link: Link) -> bool:
+    def arrived(self, event: MessageReceived, link: Any) -> bool:
         """Keep a message until it is consumed, or drop one, by the policy; return whether a function waits for it."""
         with self._lock:
             owed = self._inbox.arrived(event, link)
@@ -417,7 +436,7 @@ class Hub:
         self._open: dict[int, Messages[Any]] = {}
         self._stopping = False
         self.wait = server.wait
-        server.on_topic = self.on_message
+        server.on_published = self.on_message
         server.on_lost = self.forget
 
     def __repr__(self) -> str:

@@ -12,24 +12,24 @@ import ssl
 import threading
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from smartipc.ipc import links
-from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import Closed
-from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.events import Closed, ConsumedReceived, TopicEvent
+from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.endpoint import Endpoint
 from smartipc.ipc.sync.exchanging import Desk, late
 from smartipc.ipc.sync.publishing import Messages
-from smartipc.ipc.transports.factory import transport_for
-from smartipc.ipc.transports.unix import is_local, same_user
+from smartipc.ipc.sync.relaying import Topics
+from smartipc.ipc.transports.base import Listener
+from smartipc.ipc.trust.entrance import Entrance, listen
 from smartipc.ipc.wire.limits import Limits
 
 log = logging.getLogger("smartipc.server")
@@ -45,46 +45,55 @@ class Exchange(Desk):
         self._server_identity = identity
         self._limits = limits
         self._numbers = itertools.count(1)
+        self._entrance: Entrance | None = None
+        self.topics = Topics(self, identity, limits.message)
 
     def __repr__(self) -> str:
         return f"<Exchange with {len(self.clients)} clients>"
 
     # the door
 
-    def listen(self, address: str, *, tls: ssl.SSLContext | None) -> str:
+    def listen(self, address: str, *, token: str | bytes | None, tls: ssl.SSLContext | None) -> str:
         """Begin to listen and return the bound address.
 
         Raises:
-            ConnectFailed: it cannot be bound.
+            ConnectFailed: it cannot be bound, or must not be without a token or TLS.
         """
-        self._listener = transport_for(address, tls=tls).listen()
-        self._ready.register(self._listener.fileno())
-        return self._listener.address
+        self._entrance = listen(address, token=token, tls=tls)
+        self._listener = cast("Listener", self._entrance)  # the base waits for it, accepting is ours
+        self._ready.register(self._entrance.fileno())
+        return self._entrance.address
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
-            if self._listener is None:
+            if self._entrance is None:
                 return
             try:
-                stream = self._listener.accept()
+                stream, auth = self._entrance.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 log.warning("cannot accept a connection: %s", error)
                 return
-            if is_local(stream) and not same_user(stream):
-                log.warning("connection of another user refused")
-                stream.close()
-                continue
-            link = Link(stream, Connection("server", self._server_identity, self._limits), self)
+            connection = Connection("server", self._server_identity, self._limits, auth=auth, features=RELAYED)
+            link = Link(stream, connection, self)
             link.while_stalled = self.read
             self.adopt(link)
+            crowded_out = self._entrance.door.enter(link)
+            if crowded_out is not None:
+                crowded_out.close("too many are at the door")
+
+    def _watch_writable(self, link: Link) -> None:
+        super()._watch_writable(link)
+        if not link.stuck:
+            self.topics.has_room(link)
 
     def end(self, grace: float) -> None:
         """Refuse new calls, finish what runs, let bytes out, for at most `grace` seconds, and close every link."""
         if self._running and threading.get_ident() == self.home:
             self._over.set()  # a handler ends its own server: `serve_forever` returns behind it
             return
+        self.topics.stop()
         if self.own and not self._gone:
             self.goodbye()
             self.finish(grace)
@@ -135,24 +144,19 @@ class Exchange(Desk):
             for peer in list(self.clients.values())
         ]
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:  # noqa: ARG002
+    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        self.topics.publish(topic, encoded, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:  # noqa: ARG002
+    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Send to all or to none; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        return self.topics.publish_nowait(topic, encoded, retain=retain)
 
     def subscribe(
-        self,
-        topic: Topic[Any] | str,  # noqa: ARG002
-        *,
-        queue: str | None,  # noqa: ARG002
-        max_pending: int | None,  # noqa: ARG002
-        overflow: str,  # noqa: ARG002
+        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
     ) -> Messages[Any]:
-        """Subscribe to what clients, and this server, publish; see Router."""
-        raise LocalProtocolError("topics without a supervisor are not supported yet")
+        """Subscribe to what clients publish; see Router."""
+        return self.topics.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
     def _link_of(self, call: Call) -> Link:
         to = call.to
@@ -171,13 +175,27 @@ class Exchange(Desk):
         """List the client."""
         assert link.peer is not None
         number = next(self._numbers)
+        if self._entrance is not None:
+            self._entrance.door.leave(link)
+        self.topics.join(link, number)
         self.clients[link] = Peer(link.peer.name, number, link.peer.generation, link.peer.pid, ready=True)
         self.call_home()
+
+    def on_topic(self, link: Link, event: TopicEvent) -> None:
+        """Relay it."""
+        self.topics.on_topic(link, event)
+
+    def on_consumed(self, link: Link, event: ConsumedReceived) -> None:
+        """Send what waited for credit."""
+        self.topics.on_consumed(link, event)
 
     def on_closed(self, link: Link, event: Closed) -> None:
         """Forget the client; what it had asked for is skipped."""
         super().on_closed(link, event)
+        if self._entrance is not None:
+            self._entrance.door.leave(link)
         self.clients.pop(link, None)
+        self.topics.leave(link)
 
 
 class IpcServer(Endpoint):
@@ -259,14 +277,11 @@ def serve(
         ConnectFailed: the address cannot be bound, or must not be without token and TLS.
         ValueError: the address is malformed.
     """
-    parse(address)
-    if token is not None:
-        raise LocalProtocolError("token= is not supported yet")
     called = name or "server"
     registry = Registry("", called)
     exchange = Exchange(Identity(called, os.getpid()), registry, limits or Limits())
     try:
-        bound = exchange.listen(address, tls=tls)
+        bound = exchange.listen(address, token=token, tls=tls)
     except BaseException:
         exchange.close()
         raise

@@ -82,7 +82,7 @@ class Server(QuietHost):
         self._gate = gate
         self.links: dict[int, Link] = {}
         self.home = threading.get_ident()
-        self.on_topic: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
+        self.on_published: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
         self.on_lost: Callable[[Link], None] = lambda _link: None
         self.before_sleep: Callable[[], None] = lambda: None
         self.streams = StreamServer(registry, links.instance_name(launch), self)
@@ -405,7 +405,7 @@ class Server(QuietHost):
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
-        self.on_topic(link, event)
+        self.on_published(link, event)
 
     def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Forget the link; what its peer had asked for is skipped when its turn comes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -26,6 +27,9 @@ class Door(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._waiting))
 
     def __repr__(self) -> str:
         return f"<Door {len(self)} of {self._limit} waiting, {self.turned_away} turned away>"

@@ -42,6 +42,10 @@ class Kind(IntEnum):
     CREDIT = 0x22
     STOP = 0x23
     RESET = 0x24
+    SUB = 0x30
+    SUB_OK = 0x31
+    UNSUB = 0x32
+    PUB = 0x33
     MSG = 0x34
     ACK = 0x35
     MSG_BATCH = 0x36
@@ -61,7 +65,7 @@ class Flag(IntFlag):
     IGNORABLE = 0x80
 
 
-FRAGMENTABLE = frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.NOTIFY, Kind.MSG, Kind.OPEN})
+FRAGMENTABLE = frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.NOTIFY, Kind.MSG, Kind.OPEN, Kind.PUB})
 """Kinds whose payload may be cut: all pieces but the last carry MORE, only the first has a head. DATA may be cut too,
 but is put together by the streams, which count its pieces against their windows."""
 
@@ -71,6 +75,7 @@ FEATURES: dict[str, frozenset[Kind]] = {
     "buffers": frozenset(),
     "memfd": frozenset({Kind.FDS, Kind.FD_ACK, Kind.BUFFER_RETIRE}),
     "leases": frozenset({Kind.BUFFER_RELEASE}),
+    "topics": frozenset({Kind.SUB, Kind.SUB_OK, Kind.UNSUB, Kind.PUB}),
 }
 """Kinds that a peer may use once the feature is negotiated."""
 
@@ -85,6 +90,10 @@ RESERVED = frozenset(
         Kind.NOTIFY_BATCH,
         Kind.MSG_BATCH,
         Kind.FDS,
+        Kind.SUB,
+        Kind.SUB_OK,
+        Kind.UNSUB,
+        Kind.PUB,
         Kind.FD_ACK,
         Kind.BUFFER_RELEASE,
         Kind.BUFFER_RETIRE,

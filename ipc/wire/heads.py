@@ -77,6 +77,31 @@ class MessageHead(msgspec.Struct, frozen=True, array_like=True):
     """Rises with every retained message of its publisher; 0 for one that is not retained."""
     sequence: int = 0
     """Position among all that was published to this subscription, sent or dropped; 0 where nothing is dropped."""
+    sender: str = ""
+    """Who published it, where that is not the peer; "" where it is."""
+
+
+class SubHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of SUB, whose id is the subscription's number; see control.Subscription."""
+
+    pattern: str
+    window: int
+    queue: str = ""
+    overflow: str = "block"
+
+
+class SubOkHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of SUB_OK: from here on every publish reaches the subscription; with a reason it was refused instead."""
+
+    reason: str = ""
+
+
+class PubHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of PUB: a message for whoever subscribed at the other end."""
+
+    topic: str
+    headers: dict[str, str] | None = None
+    retain: bool = False
 
 
 class AckHead(msgspec.Struct, frozen=True, array_like=True):
@@ -161,7 +186,8 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 H = TypeVar(
-    "H", Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, SegmentsHead,
+    "H", Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, SubHead, SubOkHead, PubHead,
+    OpenHead, CreditHead, SegmentsHead,
     LeasesHead, Reason, PingHead, Fault,
 )  # fmt: skip
 
@@ -169,7 +195,8 @@ encoder = msgspec.msgpack.Encoder()
 _decoders = {
     cls: msgspec.msgpack.Decoder(cls)
     for cls in (
-        Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, OpenHead, CreditHead, SegmentsHead,
+        Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, SubHead, SubOkHead, PubHead,
+    OpenHead, CreditHead, SegmentsHead,
         LeasesHead, Reason, PingHead, Fault,
     )
 }  # fmt: skip

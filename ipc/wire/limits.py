@@ -47,5 +47,7 @@ class Limits:
     """Bytes that a peer may send on one stream or channel ahead of what the application here consumes."""
     window_items: int = 1024
     """Items likewise."""
+    subscriptions: int = 16384
+    """Subscriptions that a client may have at a server."""
     streams: int = 256
     """Streams and channels that a peer may have open here."""

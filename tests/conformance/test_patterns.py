@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
-from ends import TRANSPORTS, Pair, Place
+from ends import Pair
 from kit import wait_for
 
 from smartipc import (
@@ -34,19 +32,6 @@ class Refused(Exception):
 
 double = Method("double", Job, Job, errors=(Refused,))
 MIB = 1024 * 1024
-
-
-@pytest.fixture(params=TRANSPORTS)
-def place(request: pytest.FixtureRequest, folder: Path) -> Place:
-    return Place(request.param, folder)
-
-
-@pytest.fixture(params=["async-async", "sync-sync", "async-sync", "sync-async"])
-def pair(request: pytest.FixtureRequest, place: Place) -> Iterator[Pair]:
-    server, client = request.param.split("-")
-    pair = Pair(place, server, client)
-    yield pair
-    pair.close()
 
 
 def handle(end: object, name: str, function: object) -> None:
@@ -224,6 +209,7 @@ def test_closing_the_server_ends_calls_and_says_so(pair: Pair) -> None:
     states: list[str] = []
     pair.client.on_state(states.append)
     pair.server.close()
+    wait_for(lambda: pair.client.state != "connected", "the client sees the end")
     with pytest.raises((ConnectionLost, RequestTimeout)) as lost:
         pair.client.request("echo", 2, timeout=0.3)
     assert lost.value.processed == "no"

@@ -89,6 +89,19 @@ HEADS = {
         ARRAY.pack(ARRAY_MARK, 2) + codec.encode({"done": 1}) + codec.encode({"done": 2}),
     ),
     "gap": (Kind.MSG, 5, heads.MessageHead("", sequence=43), b""),
+    "message, relayed": (
+        Kind.MSG,
+        5,
+        heads.MessageHead("index.progress", sender="scanner"),
+        codec.encode({"done": 1}),
+    ),
+    "subscribe": (Kind.SUB, 5, heads.SubHead("index.*", 1024), b""),
+    "subscribe, shared and dropping": (Kind.SUB, 6, heads.SubHead("jobs.>", 16, "crew", "drop_oldest"), b""),
+    "subscribed": (Kind.SUB_OK, 5, heads.SubOkHead(), b""),
+    "not subscribed": (Kind.SUB_OK, 6, heads.SubOkHead("more than 16384 subscriptions"), b""),
+    "publish": (Kind.PUB, 0, heads.PubHead("index.progress"), codec.encode({"done": 1})),
+    "publish, retained": (Kind.PUB, 0, heads.PubHead("index.progress", None, True), codec.encode({"done": 1})),
+    "settle": (Kind.ACK, 0, heads.AckHead(256), b""),
     "acknowledge": (Kind.ACK, 5, heads.AckHead(512), b""),
     "open a stream": (
         Kind.OPEN,
@@ -119,6 +132,7 @@ def test_frames_are_encoded_and_decoded_as_ever(name: str) -> None:
 def test_headless_frames() -> None:
     assert VECTORS["preface"] == PREFACE
     assert VECTORS["response"] == frame(Kind.RESPONSE, 1, b"", codec.encode([1, 2.5, "text", None, True]))
+    assert VECTORS["unsubscribe"] == frame(Kind.UNSUB, 5)
     assert VECTORS["cancel"] == frame(Kind.CANCEL, 3)
     fault = heads.Fault(8, "Overloaded", "a.b refused: overloaded", True, 0, 0, "a:0")
     assert VECTORS["error"] == frame(Kind.ERROR, 3, b"", heads.encoder.encode(fault))
