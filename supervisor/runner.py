@@ -451,7 +451,6 @@ class App:
             last_exit_generation=view.last_exit_generation,
             allow=self._allow_of(view.worker),
         )
-        self.book.set(entry)
         if order.generation not in (0, view.generation):
             assert order.to_state is not None
             beside = msgspec.structs.replace(
@@ -464,7 +463,8 @@ class App:
                 last_exit_generation=order.generation if order.exit is not None else 0,
                 current=False,
             )
-            self.book.set(beside)
+            self.book.set(beside)  # first: a life that is listed nowhere for a moment loses its subscriptions
+        self.book.set(entry)
         self.tell_soon()
 
     def _forget(self, instance: str) -> None:

@@ -115,6 +115,45 @@ def test_exit_facts_belong_to_one_generation() -> None:
     assert of.exit_of("x:0", 1) is None
 
 
+def test_two_lives_of_a_slot_are_both_known_and_only_the_current_one_is_chosen() -> None:
+    directory = Directory()
+    directory.apply(control.Directory(1, (entry(0), entry(0, "running", 2, current=False)), full=True))
+    assert chosen(directory.state) == entry(0)
+    assert directory.state.lives("w:0", 1)
+    assert directory.state.lives("w:0", 2)
+    directory.apply(control.Directory(2, (entry(0, "ready", 2), entry(0, "stopping", 1, current=False))))
+    assert chosen(directory.state) == entry(0, "ready", 2)
+    assert directory.state.lives("w:0", 1), "it drains: links to it stay open"
+    assert list(directory.state.beside) == [("w:0", 1)]
+    facts = ExitFacts(signal="SIGKILL")
+    ended = entry(0, "stopped", 1, current=False, last_exit=facts, last_exit_generation=1)
+    directory.apply(control.Directory(3, (ended,)))
+    assert not directory.state.lives("w:0", 1)
+    assert directory.state.exit_of("w:0", 1) == facts
+    directory.apply(control.Directory(4, (entry(0, "starting", 3, current=False),)))
+    assert list(directory.state.beside) == [("w:0", 3)], "the dead are forgotten when the next one is told of"
+    assert directory.state.exit_of("w:0", 1) is None
+
+
+def test_subscriptions_of_both_lives_hold_and_end_with_them() -> None:
+    directory = Directory()
+    both = tuple(Subscription("w:0", generation, 1, "t", 1) for generation in (1, 2))
+    directory.apply(control.Directory(1, (entry(0), entry(0, "running", 2, current=False)), both, full=True))
+    assert len(directory.state.subscriptions) == 2
+    directory.apply(control.Directory(2, (entry(0, "ready", 2), entry(0, "stopped", 1, current=False))))
+    assert len(directory.state.subscriptions) == 1
+
+
+def test_a_removed_slot_is_unknown() -> None:
+    directory = Directory()
+    directory.apply(control.Directory(1, (entry(0), entry(1), entry(1, "stopping", 1, current=False)), full=True))
+    directory.apply(control.Directory(2, removed=("w:1",)))
+    assert [one.instance for one in directory.state.by_worker["w"]] == ["w:0"]
+    assert not directory.state.lives("w:1", 1)
+    assert directory.state.beside == {}
+    assert isinstance(chosen(directory.state, slot=1), NoSuchWorker)
+
+
 def test_coming() -> None:
     assert state(entry(0, "backoff")).coming("w")
     assert not state(entry(0, "failed")).coming("w")
