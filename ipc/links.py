@@ -42,6 +42,19 @@ class HandleSnapshot:
     """What the connections of this process have carried."""
 
 
+@dataclass(frozen=True, slots=True)
+class EndSnapshot:
+    """Facts about a client or a server at one moment."""
+
+    name: str
+    address: str
+    state: str
+    peers: tuple[str, ...]
+    """Names of those that are connected."""
+    traffic: Traffic
+    """What the connections of this process have carried, those of others than this one too."""
+
+
 def identity(launch: Launch) -> Identity:
     """Return what this instance says of itself when it connects."""
     return Identity(instance_name(launch), os.getpid(), launch.generation, launch.app)

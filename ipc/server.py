@@ -22,7 +22,9 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.links import EndSnapshot
 from smartipc.ipc.message import Peer
+from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.opening import Opening
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
@@ -276,6 +278,11 @@ class IpcServer(Endpoint):
     def state(self) -> str:
         """Return "serving", or "closed" from the beginning of the end."""
         return "serving" if self._closing is None else "closed"
+
+    def snapshot(self) -> EndSnapshot:
+        """Return the facts of this moment."""
+        peers = tuple(one.name for one in self.clients)
+        return EndSnapshot(self.name, self.address, self.state, peers, traffic())
 
     async def closed(self) -> None:
         """Wait until the server is closed. Cancelling it changes nothing."""

@@ -30,6 +30,8 @@ from smartipc.ipc.errors import (
     RequestTimeout,
     SmartIpcError,
 )
+from smartipc.ipc.links import EndSnapshot
+from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     Closed,
@@ -352,6 +354,11 @@ class IpcClient(Endpoint):
         """The server's name; "" while there is no connection."""
         link = self._line.link
         return link.peer.name if link is not None and link.peer is not None and not link.closed else ""
+
+    def snapshot(self) -> EndSnapshot:
+        """Return the facts of this moment."""
+        peers = (self.server,) if self.server else ()
+        return EndSnapshot(self.name, self.address, self.state, peers, traffic())
 
     def on_state(self, function: StateListener) -> StateListener:
         """Call `function(state)` whenever the state changes, in the thread that notices; keep it short."""

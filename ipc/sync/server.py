@@ -19,7 +19,9 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError
+from smartipc.ipc.links import EndSnapshot
 from smartipc.ipc.message import Peer
+from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, ConsumedReceived, TopicEvent
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
@@ -224,6 +226,11 @@ class IpcServer(Endpoint):
     def state(self) -> str:
         """Return "serving", or "closed" from the beginning of the end."""
         return "closed" if self._exchange.over else "serving"
+
+    def snapshot(self) -> EndSnapshot:
+        """Return the facts of this moment."""
+        peers = tuple(one.name for one in self.clients)
+        return EndSnapshot(self.name, self.address, self.state, peers, traffic())
 
     def closed(self, timeout: float | None = None) -> bool:
         """Wait until the server is closed, or for `timeout` seconds, serving in the home thread; tell whether it is."""
