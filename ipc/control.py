@@ -183,6 +183,8 @@ class Launch(msgspec.Struct, frozen=True):
     """By called worker: what its own configuration says."""
     rate_limit: float | None = None
     """Requests and one-way messages a second that it takes, with a burst of one second's worth."""
+    dead_letters: str = ""
+    """File of the one-way messages that nobody could handle, "" for none."""
     retained: str = ""
     """Folder of the last values of retained topics, "" for none."""
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+import msgspec
+
 from smartipc.ipc.contracts import Channel, Method, Stream
-from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
+from smartipc.ipc.errors import CallError, InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
 from smartipc.ipc.flows import FlowHandler, flow_handler, is_generator, positional
 from smartipc.ipc.message import IpcMessage, Peer, epoch
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
@@ -36,6 +38,8 @@ class Handler:
     errors: tuple[type[BaseException], ...] = ()
     plain: bool = False
     """A `def` that takes only the payload: it can be called where the request was read."""
+    idempotent: bool = False
+    """A one-way message whose handler failed is given to it again."""
 
 
 class Registry:
@@ -85,7 +89,8 @@ class Registry:
         codec.decoder_for(request)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         plain = count == 1 and not is_async
-        handler = Handler(name, function, request, reply, count == 2, is_async, tuple(errors), plain)
+        safe = isinstance(contract, Method) and contract.idempotent
+        handler = Handler(name, function, request, reply, count == 2, is_async, tuple(errors), plain, safe)
         self.handlers[name] = handler
         return handler
 
@@ -156,9 +161,23 @@ class Registry:
             return self.fault(wrong, ())
         return encoded
 
+    def failed(self, error: BaseException, declared: tuple[type[BaseException], ...]) -> Fault:
+        """Describe what a handler raised. It ran, whatever became of the calls that it made itself."""
+        fault = self.fault(error, declared)
+        if isinstance(error, CallError):
+            return msgspec.structs.replace(fault, processed=2, retryable=False)
+        return fault
+
     def fault(self, error: BaseException, declared: tuple[type[BaseException], ...]) -> Fault:
         """Describe an error for a caller of the same user, who may see tracebacks."""
         return fault_of(error, instance=self._instance, expose_traceback=True, declared=declared)
+
+
+def again(arguments: tuple[Any, ...], attempt: int) -> tuple[Any, ...]:
+    """Return a handler's arguments for another attempt."""
+    if len(arguments) == 1:
+        return arguments
+    return arguments[0], msgspec.structs.replace(arguments[1], attempt=attempt)
 
 
 def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, bytes]:

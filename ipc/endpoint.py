@@ -20,11 +20,12 @@ from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Top
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
-from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, TopicBurst, deliver
+from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import current, with_trace
@@ -132,6 +133,8 @@ class Endpoint:
         self._burst: NotifyBurst | None = None
         self._burst_method: Method[Any, Any] | None = None
         self._topic_burst: TopicBurst | None = None
+        self._letters: DeadLetters | None = None
+        self._letter_name = ""
 
     # requests
 
@@ -258,7 +261,7 @@ class Endpoint:
         """Send a one-way message to an instance; returns when it is written, not when it is handled.
 
         Raises:
-            RequestTimeout: no instance became ready within `timeout` seconds.
+            RequestTimeout: no instance became ready within `timeout` seconds; the message is a dead letter.
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
         """
         burst = self._burst
@@ -285,7 +288,14 @@ class Endpoint:
         until = time.monotonic() + _budget(contract, timeout)
         while True:
             left = max(0.0, until - time.monotonic())
-            link = await self._router.reach(name, timeout=left, to=to, slot=slot, key=key)
+            try:
+                link = await self._router.reach(name, timeout=left, to=to, slot=slot, key=key)
+            except (RequestTimeout, WorkerDied) as error:
+                if self._letters is not None:
+                    self._letters.add(
+                        "notify", name, encoded, sender=self._letter_name, reason=_reason(error), attempts=0
+                    )
+                raise
             with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
                 link.notify(name, encoded, headers=headers)
                 await link.drained()
@@ -587,7 +597,7 @@ class Endpoint:
     ) -> Callable[[F], F]:
         """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time.
 
-        Its failures are logged, and the next message comes. Options and errors are those of `subscribe`.
+        Its failure makes the message a dead letter, and the next one comes. Options and errors: see `subscribe`.
         """
 
         def register(function: F) -> F:
@@ -595,7 +605,7 @@ class Endpoint:
             messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             self._subscribers.append((messages, function, wants))
             if self._delivering:
-                self._keep(self._loop.create_task(deliver(messages, function, wants_message=wants)))
+                self._feed(messages, function, wants)
             return function
 
         return register
@@ -656,7 +666,12 @@ class Endpoint:
         """Enter the subscriptions of `subscriber` functions, now and from now on."""
         self._delivering = True
         for messages, function, wants_message in self._subscribers:
-            self._keep(self._loop.create_task(deliver(messages, function, wants_message=wants_message)))
+            self._feed(messages, function, wants_message)
+
+    def _feed(self, messages: Messages[Any], function: Callable[..., Any], wants_message: bool) -> None:
+        worker = self._letter_name.rpartition(":")[0]
+        work = deliver(messages, function, wants_message=wants_message, letters=self._letters, worker=worker)
+        self._keep(self._loop.create_task(work))
 
     def _end_burst(self) -> None:
         self._topic_burst = None
@@ -675,6 +690,10 @@ def _budget(contract: Method[Any, Any] | None, timeout: float | None) -> float:
     if budget <= 0:
         raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
     return budget
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _decode(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:

@@ -34,6 +34,7 @@ from smartipc.ipc.protocol.events import (
     RequestReceived,
 )
 from smartipc.ipc.publishing import Hub, Messages, Publisher
+from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -137,11 +138,14 @@ class SmartIpc(Endpoint):
         retained = Retained(launch.retained, links.identity(launch))
         self._publisher = arrivals.publisher = Publisher(directory, self._caller, retained)
         gate = Gate(launch, directory)
+        letters = DeadLetters(launch.dead_letters) if launch.dead_letters else None
         self._hub = arrivals.hub = Hub(launch, port, retained, gate)
-        self._server = arrivals.server = Server(launch, registry, arrivals, directory, gate)
+        self._server = arrivals.server = Server(launch, registry, arrivals, directory, gate, letters)
         parts = self._caller, self._publisher, self._hub
         router = GuardedRouter(*parts, gate) if gate.restricts else InstanceRouter(*parts)
         super().__init__(registry, router)
+        self._letters = letters
+        self._letter_name = links.instance_name(launch)
         self.app = launch.app
         self.worker = launch.worker
         self.slot = launch.slot
@@ -242,6 +246,8 @@ class SmartIpc(Endpoint):
         await self._publisher.drain(max(0.0, min(LAST_MESSAGES, until - self._loop.time())))
         await self._caller.aclose(max(0.1, until - self._loop.time()))
         self._directory.listeners.remove(self._directory_changed_elsewhere)
+        if self._letters is not None:
+            self._letters.close()
 
     def _begin_stop(self, cause: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has ended already

@@ -34,6 +34,7 @@ from smartipc.ipc.links import LIMITS, instance_name
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived, MessagesReceived
 from smartipc.ipc.publications import Lane, Outgoing, member
+from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -289,6 +290,22 @@ class Publisher:
             lane.keep(message.topic, message.payload, message.stamp, anyway=True)
             self._flush(lane)
 
+    async def send_again(self, worker: str, pattern: str, topic: str, payload: bytes) -> bool:
+        """Send a message to one subscription of a worker, and no other; tell whether there is one."""
+        found = self._directory.state.subscribed(topic)
+        every = [*found.plain, *(one for _, members in found.queues for one in members)]
+        for one in every:
+            if one.pattern == pattern and one.instance.rpartition(":")[0] == worker:
+                lane = self._lane(one)
+                if not lane.blocks:
+                    self._offer(lane, topic, payload, 0)
+                    return True
+                link = await self._place(lane)
+                if link is not None:
+                    self._send(link, lane, lane.take(topic, payload))
+                    return True
+        return False
+
     async def drain(self, grace: float) -> None:
         """Wait at most `grace` seconds until nothing waits for credit: this process is about to end."""
         with contextlib.suppress(TimeoutError):
@@ -439,6 +456,10 @@ class Messages(Generic[T]):
         for payload in apart(event, link):
             self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
 
+    def letter_of(self, message: IpcMessage[Any] | None, error: Exception) -> dict[str, Any]:
+        """Describe a message whose subscriber failed, or that did not fit, as a dead letter."""
+        return self._inbox.letter_of(message, error)
+
     def close(self) -> None:
         """Let iteration end after what has arrived."""
         self._closed = True
@@ -534,10 +555,18 @@ class Hub:
             messages.forget(link)
 
 
-async def deliver(messages: Messages[Any], function: Callable[..., Any], *, wants_message: bool) -> None:
-    """Feed a `@ipc.subscriber` function for as long as its subscription lasts; its failures are logged."""
+async def deliver(
+    messages: Messages[Any],
+    function: Callable[..., Any],
+    *,
+    wants_message: bool,
+    letters: DeadLetters | None = None,
+    worker: str = "",
+) -> None:
+    """Feed a `@ipc.subscriber` function for as long as its subscription lasts; a failure becomes a dead letter."""
     async with messages:
         while True:
+            message: IpcMessage[Any] | None = None
             try:
                 message = await anext(messages)
                 result = function(message.payload, message) if wants_message else function(message.payload)
@@ -545,5 +574,7 @@ async def deliver(messages: Messages[Any], function: Callable[..., Any], *, want
                     await result
             except StopAsyncIteration:
                 return
-            except Exception:  # the boundary of the user's subscriber
+            except Exception as error:  # the boundary of the user's subscriber
                 log.exception("subscriber of %r raised", messages)
+                if letters is not None and (message is not None or isinstance(error, InvalidPayload)):
+                    letters.add(**messages.letter_of(message, error), worker=worker)

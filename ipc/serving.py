@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import random
 import sys
 from collections import deque
 from collections.abc import Coroutine
@@ -15,12 +16,14 @@ from typing import Any
 
 from smartipc.ipc import links, tracing
 from smartipc.ipc.control import Launch
-from smartipc.ipc.dispatch import Handler, Registry
+from smartipc.ipc.dispatch import Handler, Registry, again
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import LinkHost, apart
-from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, RequestCancelled
+from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, PermissionDenied, RequestCancelled
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.resilience.dead_letters import DeadLetters
+from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.streaming import StreamServer
 from smartipc.ipc.transports.base import Listener, Stream
@@ -47,6 +50,7 @@ class Server:
         host: told what arrives besides requests.
         directory: who is where: who may connect, and as whom. Needed to listen.
         gate: which requests may come in; None for all.
+        letters: where one-way messages go that cannot be handled; None for nowhere.
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class Server:
         host: LinkHost,
         directory: Directory | None = None,
         gate: Gate | None = None,
+        letters: DeadLetters | None = None,
     ) -> None:
         self._gate = gate
+        self._letters = letters
         self.links: set[Link] = set()
         self._launch = launch
         self._registry = registry
@@ -251,7 +257,7 @@ class Server:
     def _failed(self, handler: Handler, link: Link, ident: int, error: Exception) -> None:
         if not isinstance(error, handler.errors):
             log.debug("handler of %s raised", handler.name, exc_info=error)
-        link.fail(ident, self._registry.fault(error, handler.errors))
+        link.fail(ident, self._registry.failed(error, handler.errors))
 
     def _finished(self, link: Link, ident: int) -> None:
         self._running.pop((link, ident), None)
@@ -261,30 +267,29 @@ class Server:
     # one way
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
-        """Run the handler of a one-way message; its failures are logged, nobody waits for them."""
+        """Run the handler of a one-way message; nobody waits for it, so its failure becomes a dead letter."""
         refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
         if refused is not None:
-            log.warning("one-way message of %s dropped: %s", link.peer.name if link.peer else "", refused)
+            self._dropped(link, event, str(refused), keep=not isinstance(refused, PermissionDenied))
             return
         handler = self._registry.find(event.method)
-        sender = link.peer.name if link.peer else ""
         if isinstance(handler, Fault):
-            log.warning("one-way message of %s dropped: %s", sender, shown(handler.message))
+            self._dropped(link, event, handler.message)
             return
         arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
         if isinstance(arguments, Fault):
-            log.warning("one-way message %s of %s dropped: %s", handler.name, sender, shown(arguments.message))
+            self._dropped(link, event, arguments.message)
             return
         handled = tracing.current.set(tracing.handled(link.peer, event))
-        if not handler.is_async:
-            _one_way_now(handler, arguments)
+        try:
+            if handler.is_async:
+                self._keep(self._one_way(handler, link, event, arguments, 1))
+            else:
+                handler.function(*arguments)
+        except Exception as error:  # the boundary of the user's handler
+            self._failed_one_way(handler, link, event, arguments, error)
+        finally:
             tracing.current.reset(handled)
-            return
-        task = _start_task(self._loop, _one_way(handler, arguments))
-        tracing.current.reset(handled)
-        if not task.done():
-            self._notifies.add(task)
-            task.add_done_callback(self._notifies.discard)
 
     def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
         """Run the handler of one-way messages for each, in order."""
@@ -304,10 +309,58 @@ class Server:
             for payload in payloads:
                 try:
                     function(payload)
-                except Exception:  # the boundary of the user's handler
-                    log.exception("handler of one-way message %s raised", handler.name)
+                except Exception as error:  # the boundary of the user's handler
+                    single = NotifyReceived(event.method, codec.encode(payload), None, event.received_at)
+                    self._failed_one_way(handler, link, single, (payload,), error)
         finally:
             tracing.current.reset(handled)
+
+    def _failed_one_way(
+        self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], error: Exception
+    ) -> None:
+        """Try a plain handler again a little later if that is safe; else give the message up."""
+        if handler.idempotent:
+            self._keep(self._one_way(handler, link, event, arguments, 2))
+        else:
+            log.error("handler of one-way message %s raised", handler.name, exc_info=error)
+            self._bury(link, event, f"{type(error).__name__}: {error}", 1)
+
+    async def _one_way(
+        self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], attempt: int
+    ) -> None:
+        while True:
+            if attempt > 1:
+                await asyncio.sleep(attempts.pause(attempt - 1, random.random()))  # noqa: S311 - jitter
+            try:
+                result = handler.function(*again(arguments, attempt))
+                if handler.is_async:
+                    await result
+            except Exception as error:  # the boundary of the user's handler
+                if handler.idempotent and attempt < attempts.ATTEMPTS:
+                    attempt += 1
+                    continue
+                log.exception("handler of one-way message %s raised", handler.name)
+                self._bury(link, event, f"{type(error).__name__}: {error}", attempt)
+            return
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = _start_task(self._loop, work)
+        if not task.done():
+            self._notifies.add(task)
+            task.add_done_callback(self._notifies.discard)
+
+    def _dropped(self, link: Link, event: NotifyReceived, reason: str, *, keep: bool = True) -> None:
+        sender = link.peer.name if link.peer else ""
+        log.warning("one-way message %s of %s dropped: %s", shown(event.method), shown(sender), shown(reason))
+        if keep:
+            self._bury(link, event, reason, 0)
+
+    def _bury(self, link: Link, event: NotifyReceived, reason: str, attempts_made: int) -> None:
+        if self._letters is not None:
+            sender = link.peer.name if link.peer else ""
+            self._letters.add(
+                "notify", event.method, event.payload, sender=sender, reason=reason, attempts=attempts_made
+            )
 
     # the end
 
@@ -342,20 +395,6 @@ class Server:
             timer.cancel()
             stream.close()
         self._strangers.clear()
-
-
-def _one_way_now(handler: Handler, arguments: tuple[Any, ...]) -> None:
-    try:
-        handler.function(*arguments)
-    except Exception:  # the boundary of the user's handler
-        log.exception("handler of one-way message %s raised", handler.name)
-
-
-async def _one_way(handler: Handler, arguments: tuple[Any, ...]) -> None:
-    try:
-        await handler.function(*arguments)
-    except Exception:  # the boundary of the user's handler
-        log.exception("handler of one-way message %s raised", handler.name)
 
 
 def _start_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -74,6 +74,8 @@ class Inbox:
     waiting: deque[_Item] = field(default_factory=deque)
     """Never ends in a dropped one: if it is not empty there is something to take."""
     dropped: int = 0
+    refused: MessageReceived | None = None
+    """The last one that did not fit the topic's type."""
     error: SlowConsumer | None = None
     """Why the subscription ended by itself; raised behind the last message that was kept."""
     together: list[IpcMessage[Any]] = field(default_factory=list)
@@ -149,6 +151,7 @@ class Inbox:
             payload = codec.decode(event.payload, self.payload_type, method=event.topic)
         except InvalidPayload as error:
             self._pass_on(missed)
+            self.refused = event
             return error, link, owed
         message = IpcMessage(
             payload=payload,
@@ -171,6 +174,23 @@ class Inbox:
     def settle(self, link: Any) -> int | None:
         """Count one message of that link as dealt with; return the count to acknowledge now, or None."""
         return self._settle(self._origin(link), 0)
+
+    def letter_of(self, message: IpcMessage[Any] | None, error: Exception) -> dict[str, Any]:
+        """Describe a message whose subscriber failed, or the last one that did not fit, as a dead letter."""
+        if message is not None:
+            topic, payload, sender, tried = message.topic, codec.encode(message.payload), message.sender, 1
+        else:
+            assert self.refused is not None
+            topic, payload, sender, tried = self.refused.topic, self.refused.payload, "", 0
+        return {
+            "kind": "message",
+            "address": topic,
+            "payload": payload,
+            "sender": sender,
+            "reason": f"{type(error).__name__}: {error}",
+            "attempts": tried,
+            "pattern": self.pattern,
+        }
 
     def forget(self, link: Any) -> None:
         """Drop the bookkeeping of a publisher that is gone; what it sent stays readable."""

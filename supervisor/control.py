@@ -67,7 +67,7 @@ class ControlServer(QuietHost):
             (control.cli_metrics, self._metrics),
             (control.cli_shutdown, self._shutdown),
         ]
-        more = (*app.steering.methods(), *Inspection(app).methods())
+        more = (*app.steering.methods(), *Inspection(app).methods(), *app.letters.methods())
         served += [(method, _without_link(serve)) for method, serve in more]
         self._methods = {method.name: (method, serve) for method, serve in served}
 

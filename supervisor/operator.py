@@ -16,6 +16,7 @@ from smartipc.ipc.errors import LocalProtocolError
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import Outcome
 from smartipc.ipc.publishing import Messages
+from smartipc.ipc.resilience.dead_letters import DeadLetter
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.wire import codec
 from smartipc.supervisor.directory import Book
@@ -122,6 +123,18 @@ class Operator:
     async def publish(self, request: control.PublishRequest) -> None:
         """Publish once."""
         await self._ipc.publish(request.topic, request.payload)
+
+    async def send_again(self, letter: DeadLetter) -> bool:
+        """Send a dead letter again, to whom it was for; tell whether there was somebody.
+
+        Raises:
+            SmartIpcError: it could not be sent.
+        """
+        if letter.kind == "message":
+            publisher = self._ipc._publisher  # noqa: SLF001 - we are its runtime
+            return await publisher.send_again(letter.worker, letter.pattern, letter.address, letter.payload)
+        await self._ipc.notify(letter.address, codec.plain(letter.payload), timeout=5.0)
+        return True
 
     def subscribe(self, pattern: str) -> Messages[Any]:
         """Return a subscription to enter."""

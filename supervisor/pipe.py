@@ -150,6 +150,7 @@ class WorkerPipe(QuietHost):
             trust=app.spec.supervisor.trust,
             directory=app.book.join((life.instance, life.generation)),
             retained=app.retained,
+            dead_letters=app.dead_letters,
             allow=allow_of(worker),
             breaker=_plan(worker.breaker),
             breakers={one.name: _plan(one.breaker) for one in app.spec.workers if one.own_breaker},

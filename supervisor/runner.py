@@ -29,6 +29,7 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.resilience.dead_letters import NAME as LETTERS
 from smartipc.ipc.steering import ApplyRequest
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.limits import Limits
@@ -59,6 +60,7 @@ from smartipc.supervisor.host.output import Output
 from smartipc.supervisor.host.process import ProcessHost, SpawnError
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
 from smartipc.supervisor.host.runs import Runs
+from smartipc.supervisor.letters import LetterOffice
 from smartipc.supervisor.measuring import Measuring
 from smartipc.supervisor.operator import Operator
 from smartipc.supervisor.pipe import WorkerPipe, allow_of
@@ -148,6 +150,7 @@ class App:
         self._log_readiness = LogReadiness(self)
         self._exclusive = exclusive
         self.steering = Steering(self)
+        self.letters = LetterOffice(self.dead_letters, lambda: self.operator)
         self._measuring = Measuring(self)
         self._directory = directory
         self._workers = {worker.name: worker for worker in spec.workers}
@@ -213,6 +216,7 @@ class App:
                 self._timer.cancel()
             await server.close()
             await self.operator.close()
+            self.letters.close()
             for task in self._background:
                 task.cancel()
             self.host.close()
@@ -533,6 +537,11 @@ class App:
         """Return where a life listens."""
         worker, _, slot = instance.rpartition(":")
         return f"unix://{self._directory.path}/{worker}.{slot}.{generation}.sock"
+
+    @property
+    def dead_letters(self) -> str:
+        """File of the one-way messages that nobody could handle."""
+        return str(state_directory(self.spec.app, self.spec.supervisor.state_dir) / LETTERS)
 
     @property
     def retained(self) -> str:

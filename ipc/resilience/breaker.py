@@ -25,7 +25,9 @@ _DESTINATIONS = 4096
 
 
 def counts(error: BaseException) -> bool:
-    """Tell whether an error speaks against the destination itself."""
+    """Tell whether an error speaks against the destination itself, and not against what its handler called in turn."""
+    if getattr(error, "processed", None) == "yes":
+        return False
     return isinstance(error, (ConnectionLost, ConnectFailed, RequestTimeout, WorkerDied, Overloaded))
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.blocking import Link
-from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
+from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.publishing import Messages
 from smartipc.ipc.sync.serving import current_deadline
@@ -110,6 +111,8 @@ class Endpoint:
         self._router = router
         self._subscribers: list[Messages[Any]] = []
         self._delivering = False
+        self._letters: DeadLetters | None = None
+        self._letter_name = ""
 
     # requests
 
@@ -204,12 +207,20 @@ class Endpoint:
         """Send a one-way message to an instance; returns when it is written, not when it is handled.
 
         Raises:
-            RequestTimeout: no instance became ready within `timeout` seconds.
+            RequestTimeout: no instance became ready within `timeout` seconds; the message is a dead letter.
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
         """
         contract = method if isinstance(method, Method) else None
         call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
-        self._router.notify(call)
+        try:
+            self._router.notify(call)
+        except (RequestTimeout, WorkerDied) as error:
+            if self._letters is not None:
+                reason = f"{type(error).__name__}: {error}"
+                self._letters.add(
+                    "notify", call.method, call.payload, sender=self._letter_name, reason=reason, attempts=0
+                )
+            raise
 
     def broadcast(
         self, method: Method[Req, Rep] | str, payload: Req | Any = None, *, timeout: float | None = None
@@ -511,7 +522,7 @@ class Endpoint:
     ) -> Callable[[F], F]:
         """Call the decorated function with each (payload) or (payload, message), from `ready` on, one at a time.
 
-        Its failures are logged, and the next message comes. Options and errors are those of `subscribe`.
+        Its failure makes the message a dead letter, and the next one comes. Options and errors: see `subscribe`.
         """
 
         def register(function: F) -> F:

@@ -21,6 +21,7 @@ from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
+from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -132,13 +133,16 @@ class SmartIpc(Endpoint):
         registry = Registry(launch.worker, links.instance_name(launch))
         self._caller = Caller(launch, directory)
         gate = Gate(launch, directory)
-        self._server = Server(launch, registry, port, directory, gate)
+        letters = DeadLetters(launch.dead_letters) if launch.dead_letters else None
+        self._server = Server(launch, registry, port, directory, gate, letters)
         retained = Retained(launch.retained, links.identity(launch))
         self._publisher = Publisher(directory, self._caller, self._server, retained)
-        self._hub = Hub(launch, port, self._server, retained, gate)
+        self._hub = Hub(launch, port, self._server, retained, gate, letters)
         parts = self._caller, self._publisher, self._hub
         router = GuardedRouter(*parts, gate) if gate.restricts else InstanceRouter(*parts)
         super().__init__(registry, router)
+        self._letters = letters
+        self._letter_name = links.instance_name(launch)
         self.app = launch.app
         self.worker = launch.worker
         self.slot = launch.slot
@@ -249,6 +253,8 @@ class SmartIpc(Endpoint):
         finally:
             self._server.close()
             self._caller.close(max(0.1, until - time.monotonic()))
+            if self._letters is not None:
+                self._letters.close()
             if self._directory_changed in self._directory.listeners:
                 self._directory.listeners.remove(self._directory_changed)
 

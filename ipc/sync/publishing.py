@@ -32,6 +32,7 @@ from smartipc.ipc.links import LIMITS, instance_name
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived
 from smartipc.ipc.publications import Lane, Outgoing, member
+from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -319,6 +320,9 @@ class Messages(Generic[T]):
         self._lock = threading.Lock()
         self.function: Callable[..., Any] | None = None
         self.wants_message = False
+        self.letters: DeadLetters | None = None
+        """Where messages go whose function failed."""
+        self.worker = ""
 
     def __repr__(self) -> str:
         return f"<Messages {self._inbox.pattern!r}, {len(self._inbox.waiting)} waiting>"
@@ -385,8 +389,9 @@ class Messages(Generic[T]):
         return message
 
     def deliver(self) -> None:
-        """Give one message to the `@ipc.subscriber` function; its failures are logged."""
+        """Give one message to the `@ipc.subscriber` function; a failure becomes a dead letter."""
         assert self.function is not None
+        message: IpcMessage[T] | None = None
         try:
             with self._lock:
                 if not self._inbox.waiting:
@@ -397,8 +402,10 @@ class Messages(Generic[T]):
                 self.function(message.payload, message)
             else:
                 self.function(message.payload)
-        except Exception:  # the boundary of the user's subscriber
+        except Exception as error:  # the boundary of the user's subscriber
             log.exception("subscriber of %r raised", self)
+            if self.letters is not None and (message is not None or isinstance(error, InvalidPayload)):
+                self.letters.add(**self._inbox.letter_of(message, error), worker=self.worker)
 
     def arrived(self, event: MessageReceived, link: Any) -> bool:
         """Keep a message until it is consumed, or drop one, by the policy; return whether a function waits for it."""
@@ -426,7 +433,17 @@ class Messages(Generic[T]):
 class Hub:
     """The subscriptions of one handle."""
 
-    def __init__(self, launch: Launch, port: ControlPort, server: Server, retained: Retained, gate: Gate) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        port: ControlPort,
+        server: Server,
+        retained: Retained,
+        gate: Gate,
+        letters: DeadLetters | None = None,
+    ) -> None:
+        self._letters = letters
+        self._worker = launch.worker
         self._gate = gate
         self._retained = retained
         self._instance = instance_name(launch)
@@ -453,7 +470,10 @@ class Hub:
     ) -> Messages[Any]:
         """Make a subscription that is registered when it is entered."""
         number = next(self._numbers)
-        return Messages(self, subscription_of(number, topic, queue=queue, max_pending=max_pending, overflow=overflow))
+        inbox = subscription_of(number, topic, queue=queue, max_pending=max_pending, overflow=overflow)
+        messages: Messages[Any] = Messages(self, inbox)
+        messages.letters, messages.worker = self._letters, self._worker
+        return messages
 
     def register(self, messages: Messages[Any], inbox: Inbox) -> None:
         """Tell the supervisor, and wait until every live worker knows.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 import threading
@@ -19,10 +20,10 @@ from typing import Any
 
 from smartipc.ipc import links, tracing
 from smartipc.ipc.control import Launch
-from smartipc.ipc.dispatch import Handler, Registry
+from smartipc.ipc.dispatch import Handler, Registry, again
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
-from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded
+from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded, PermissionDenied
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     CancelReceived,
@@ -32,6 +33,8 @@ from smartipc.ipc.protocol.events import (
     OpenReceived,
     RequestReceived,
 )
+from smartipc.ipc.resilience.dead_letters import DeadLetters
+from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
@@ -69,6 +72,7 @@ class Server(QuietHost):
         port: told that the home thread turns.
         directory: who is where: who may connect, and as whom. Needed to listen.
         gate: which requests may come in; None for all.
+        letters: where one-way messages go that cannot be handled; None for nowhere.
     """
 
     def __init__(
@@ -78,8 +82,10 @@ class Server(QuietHost):
         port: ControlPort,
         directory: Directory | None = None,
         gate: Gate | None = None,
+        letters: DeadLetters | None = None,
     ) -> None:
         self._gate = gate
+        self._letters = letters
         self.links: dict[int, Link] = {}
         self.home = threading.get_ident()
         self.on_published: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
@@ -390,7 +396,7 @@ class Server(QuietHost):
         """Queue it; too many of them stop the reading, see _BACKLOG."""
         refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
         if refused is not None:
-            log.warning("one-way message of %s dropped: %s", link.peer.name if link.peer else "", refused)
+            self._dropped(link, event, str(refused), keep=not isinstance(refused, PermissionDenied))
             return
         self._queue.append((link, event))
 
@@ -467,7 +473,7 @@ class Server(QuietHost):
         except Exception as error:  # the boundary of the user's handler
             if not isinstance(error, handler.errors):
                 log.debug("handler of %s raised", handler.name, exc_info=error)
-            link.fail(event.id, self._registry.fault(error, handler.errors))
+            link.fail(event.id, self._registry.failed(error, handler.errors))
         except BaseException as error:  # the worker ends by it, but its caller shall know
             link.fail(event.id, self._registry.fault(error, ()))
             raise
@@ -513,24 +519,43 @@ class Server(QuietHost):
             if link.stuck is not (link in self._writing):
                 self._watch_writable(link)
 
-    def _one_way(self, link: Link, event: NotifyReceived) -> None:
-        """Run the handler of a one-way message; its failures are logged, nobody waits for them."""
+    def _one_way(self, link: Link, event: NotifyReceived, attempt: int = 1) -> None:
+        """Run the handler of a one-way message; nobody waits for it, so its failure becomes a dead letter.
+
+        An idempotent one is tried again, behind what has come meanwhile.
+        """
         handler = self._registry.find(event.method)
-        sender = link.peer.name if link.peer else ""
         if isinstance(handler, Fault):
-            log.warning("one-way message of %s dropped: %s", sender, shown(handler.message))
+            self._dropped(link, event, handler.message)
             return
         arguments = self._registry.arguments(handler, event, link.peer, time.monotonic())
         if isinstance(arguments, Fault):
-            log.warning("one-way message %s of %s dropped: %s", handler.name, sender, shown(arguments.message))
+            self._dropped(link, event, arguments.message)
             return
         handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
-            handler.function(*arguments)
-        except Exception:  # the boundary of the user's handler
+            handler.function(*again(arguments, attempt))
+        except Exception as error:  # the boundary of the user's handler
+            if handler.idempotent and attempt < attempts.ATTEMPTS:
+                self.post(functools.partial(self._one_way, link, event, attempt + 1))
+                return
             log.exception("handler of one-way message %s raised", handler.name)
+            self._bury(link, event, f"{type(error).__name__}: {error}", attempt)
         finally:
             tracing.current.reset(handled)
+
+    def _dropped(self, link: Link, event: NotifyReceived, reason: str, *, keep: bool = True) -> None:
+        sender = link.peer.name if link.peer else ""
+        log.warning("one-way message %s of %s dropped: %s", shown(event.method), shown(sender), shown(reason))
+        if keep:
+            self._bury(link, event, reason, 0)
+
+    def _bury(self, link: Link, event: NotifyReceived, reason: str, attempts_made: int) -> None:
+        if self._letters is not None:
+            sender = link.peer.name if link.peer else ""
+            self._letters.add(
+                "notify", event.method, event.payload, sender=sender, reason=reason, attempts=attempts_made
+            )
 
     # the end
 

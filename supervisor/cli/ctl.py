@@ -17,7 +17,7 @@ from smartipc import __version__
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import ConfigError
-from smartipc.supervisor.cli import calling, inspecting, looking, starting, steering
+from smartipc.supervisor.cli import calling, inspecting, letters, looking, starting, steering
 from smartipc.supervisor.cli.client import USAGE, Client, find, leave
 from smartipc.supervisor.cli.naming import NAME
 
@@ -107,6 +107,7 @@ def schema() -> None:
 
 looking.register(cli)
 calling.register(cli)
+letters.register(cli)
 steering.register(cli)
 inspecting.register(cli)
 starting.register(cli)

@@ -24,6 +24,7 @@ from smartipc.ipc.errors import (
     NoSuchMethod,
     RequestCancelled,
     RequestTimeout,
+    WorkerDied,
 )
 from smartipc.ipc.handle import SmartIpc as AsyncIpc
 from smartipc.ipc.message import IpcMessage
@@ -238,7 +239,8 @@ def test_the_message_tells_who_when_and_which_chain(stage: Stage, client_flavour
         assert second.remaining is not None
         assert second.deadline is not None
         assert first.deadline is not None
-        assert second.deadline <= first.deadline + 0.01
+        # what each was given when it came: the rest of the first one's time, whatever the way took
+        assert second.deadline - second.timestamp <= first.deadline - first.timestamp + 0.01
         earlier = first.trace
         client.call("request", "near.m")
         assert seen["near"].trace != earlier
@@ -254,6 +256,37 @@ def test_a_method_nobody_serves_names_those_there_are(stage: Stage, client_flavo
         client.call("request", "w.unknown")
     assert caught.value.known == ("w.known",)
     assert caught.value.processed == "no"
+
+
+def test_what_a_handler_s_own_call_met_is_not_taken_for_its_own_fate(
+    stage: Stage, client_flavour: str, server_flavour: str
+) -> None:
+    """The far one is gone: the near one has run, once, and says so. It is alive, and nobody asks it again."""
+    ran: list[int] = []
+    stage.add("far", state="failed")
+
+    def near(ipc: Any) -> None:
+        if server_flavour == "async":
+
+            async def handler(_: None) -> None:
+                ran.append(1)
+                await ipc.request("far.m")
+        else:
+
+            def handler(_: None) -> None:  # type: ignore[misc]
+                ran.append(1)
+                ipc.request("far.m")
+
+        ipc.handler("m")(handler)
+
+    server = Person(stage, "near", server_flavour, near)
+    client = Person(stage, "c", client_flavour, nobody)
+    with people(client, server):
+        for _ in range(25):
+            with pytest.raises(WorkerDied) as caught:
+                client.call("request", "near.m", timeout=5)
+            assert (caught.value.instance, caught.value.processed) == ("far:0", "yes")
+    assert len(ran) == 25
 
 
 # deadlines and cancellation

@@ -148,6 +148,7 @@ def test_their_number_is_bounded() -> None:
         (RequestTimeout(1.0), True),
         (WorkerDied("a:0"), True),
         (Overloaded(), True),
+        (WorkerDied("b:0", processed="yes"), False),
         (NoSuchMethod("a.x"), False),
         (RemoteError("ValueError", "no"), False),
         (ValueError("a declared error"), False),
