@@ -305,9 +305,12 @@ class Core:
         for name in added:
             self._answers.settle(name, "gone", "it is wanted again")
             self._answers.settle(name, "down", "it is wanted again")
-            self._slots[name].removing = False
-            if self._begun:
-                self._order_up(self._slots[name], now, cause)
+            slot = self._slots[name]
+            slot.removing = False
+            if self._begun and slot.state == "stopped" and self._schedule.on_app_start(slot, now):
+                self._answers.settle(name, "up", "")
+            elif self._begun:
+                self._order_up(slot, now, cause)
         if replaced:
             self._rollouts.begin(order, cause, replaced)
 

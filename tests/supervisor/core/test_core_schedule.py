@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from smartipc.ipc.control import ExitFacts
-from smartipc.supervisor.core.facts import ApplyOrdered, AppStart, Due, ShutdownOrdered, StartOrdered, StopOrdered
-from smartipc.supervisor.core.orders import Spawn
+from smartipc.supervisor.core.facts import (
+    ApplyOrdered,
+    AppStart,
+    Due,
+    ScaleOrdered,
+    ShutdownOrdered,
+    StartOrdered,
+    StopOrdered,
+)
+from smartipc.supervisor.core.orders import Answer, Spawn
 from smartipc.supervisor.core.process_spec import ScheduleSpec
 from smartipc.supervisor.core.spec import AppSpec, RestartSpec, WorkerSpec
 
@@ -146,3 +154,10 @@ def test_a_job_that_becomes_a_service_starts(desk) -> None:
     it.begin()
     service = WorkerSpec("j", command=("x",), ready="started")
     assert it.tell(ApplyOrdered(AppSpec("app", (service,)))) == [Spawn("j:0", 1)]
+
+
+def test_a_job_that_is_added_waits_for_its_time(desk) -> None:
+    it = desk(job())
+    it.begin()
+    assert it.tell(ScaleOrdered((("j", 2),), 7)) == [Answer(7, (("j:1", ""),))]
+    assert it["j:1"].state == "scheduled"
