@@ -125,13 +125,22 @@ async def outstanding(once: Callable[[], Awaitable[object]], number: int) -> Non
 def stage() -> Iterator[Stage]:
     """A stage in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        yield Stage(folder)
+        on = Stage(folder)
+        on.add("client")  # before the servers fork: their copies of the stage know who will call
+        yield on
+
+
+@contextlib.contextmanager
+def worker(on: Stage, run: Child, slot: int = 0) -> Iterator[None]:
+    """Run an `echo` worker in a child until the block ends, listed as ready."""
+    with child(run) as pid:
+        on.set(f"echo:{slot}", "ready", pid=pid)
+        yield
 
 
 def blocking_server(on: Stage, slot: int = 0) -> Child:
     """A blocking worker `echo`."""
-    launch = on.add("echo", slot)
-    on.set(f"echo:{slot}", "ready")
+    launch = on.add("echo", slot, trust="user")  # its copy of the stage does not know the clients that come later
 
     def run(ready: Callable[[], None]) -> None:
         ipc = on.handle(launch)
@@ -159,8 +168,7 @@ class Count:
 
 def async_server(on: Stage, slot: int = 0) -> Child:
     """An async worker `echo` with plain `def` handlers, as the documentation recommends for short ones."""
-    launch = on.add("echo", slot)
-    on.set(f"echo:{slot}", "ready")
+    launch = on.add("echo", slot, trust="user")  # its copy of the stage does not know the clients that come later
 
     def run(ready: Callable[[], None]) -> None:
         async def life() -> None:

@@ -8,34 +8,34 @@ from typing import Any
 
 import peers
 from harness import Make, Measure
-from peers import OUTSTANDING, PAYLOAD, child, echo, item, median_us, median_us_of, noop, outstanding, rate, topic
+from peers import OUTSTANDING, PAYLOAD, echo, item, median_us, median_us_of, noop, outstanding, rate, topic, worker
 
 
 @contextlib.contextmanager
 def blocking_latency() -> Iterator[Measure]:
     """The blocking handle at both ends."""
-    with peers.stage() as on, child(peers.blocking_server(on)), peers.blocking_client(on) as ipc:
+    with peers.stage() as on, worker(on, peers.blocking_server(on)), peers.blocking_client(on) as ipc:
         yield median_us(lambda: ipc.request(echo, PAYLOAD))
 
 
 @contextlib.contextmanager
 def async_latency() -> Iterator[Measure]:
     """The async handle at both ends."""
-    with peers.stage() as on, child(peers.async_server(on)), peers.async_client(on) as (ipc, run):
+    with peers.stage() as on, worker(on, peers.async_server(on)), peers.async_client(on) as (ipc, run):
         yield lambda number: run(median_us_of(lambda: ipc.request(echo, PAYLOAD), number))
 
 
 @contextlib.contextmanager
 def async_requests() -> Iterator[Measure]:
     """OUTSTANDING coroutines, one request each at a time."""
-    with peers.stage() as on, child(peers.async_server(on)), peers.async_client(on) as (ipc, run):
+    with peers.stage() as on, worker(on, peers.async_server(on)), peers.async_client(on) as (ipc, run):
         yield rate(lambda number: run(outstanding(lambda: ipc.request(echo, PAYLOAD), number)))
 
 
 @contextlib.contextmanager
 def async_map() -> Iterator[Measure]:
     """The async handle's map with OUTSTANDING under way."""
-    with peers.stage() as on, child(peers.async_server(on)), peers.async_client(on) as (ipc, run):
+    with peers.stage() as on, worker(on, peers.async_server(on)), peers.async_client(on) as (ipc, run):
 
         async def work(number: int) -> None:
             done = 0
@@ -49,7 +49,7 @@ def async_map() -> Iterator[Measure]:
 @contextlib.contextmanager
 def blocking_map() -> Iterator[Measure]:
     """The blocking handle's map with OUTSTANDING under way."""
-    with peers.stage() as on, child(peers.blocking_server(on)), peers.blocking_client(on) as ipc:
+    with peers.stage() as on, worker(on, peers.blocking_server(on)), peers.blocking_client(on) as ipc:
 
         def work(number: int) -> None:
             done = sum(1 for _ in ipc.map(echo, (PAYLOAD for _ in range(number)), concurrency=OUTSTANDING))
@@ -64,7 +64,7 @@ def blocking_map() -> Iterator[Measure]:
 @contextlib.contextmanager
 def blocking_notify() -> Iterator[Measure]:
     """Call notify on a handler, until it has handled the last one."""
-    with peers.stage() as on, child(peers.blocking_server(on)), peers.blocking_client(on) as ipc:
+    with peers.stage() as on, worker(on, peers.blocking_server(on)), peers.blocking_client(on) as ipc:
 
         def work(number: int) -> None:
             goal = ipc.request("echo.count", None, reply_type=int) + number
@@ -79,7 +79,7 @@ def blocking_notify() -> Iterator[Measure]:
 @contextlib.contextmanager
 def async_notify() -> Iterator[Measure]:
     """Call notify on a handler, until it has handled the last one."""
-    with peers.stage() as on, child(peers.async_server(on)), peers.async_client(on) as (ipc, run):
+    with peers.stage() as on, worker(on, peers.async_server(on)), peers.async_client(on) as (ipc, run):
 
         async def work(number: int) -> None:
             goal = await ipc.request("echo.count", None, reply_type=int) + number
@@ -95,9 +95,8 @@ def async_notify() -> Iterator[Measure]:
 def blocking_publish() -> Iterator[Measure]:
     """Publish to a subscription of another process, until it has consumed the last one."""
     with peers.stage() as on:
-        launch = on.add("echo")
-        on.set("echo:0", "ready")
-        with child(peers.subscriber(on, launch, blocking=True)), peers.blocking_client(on) as ipc:
+        launch = on.add("echo", trust="user")
+        with worker(on, peers.subscriber(on, launch, blocking=True)), peers.blocking_client(on) as ipc:
             peers.subscribed(on, launch)
 
             def work(number: int) -> None:
@@ -116,11 +115,9 @@ def async_publish(processes: int = 1) -> Make:
     @contextlib.contextmanager
     def make() -> Iterator[Measure]:
         with peers.stage() as on, contextlib.ExitStack() as stack:
-            launches = [on.add("echo", slot) for slot in range(processes)]
-            for slot in range(processes):
-                on.set(f"echo:{slot}", "ready")
-            for launch in launches:
-                stack.enter_context(child(peers.subscriber(on, launch, blocking=False)))
+            launches = [on.add("echo", slot, trust="user") for slot in range(processes)]
+            for slot, launch in enumerate(launches):
+                stack.enter_context(worker(on, peers.subscriber(on, launch, blocking=False), slot))
             ipc, run = stack.enter_context(peers.async_client(on))
             for launch in launches:
                 peers.subscribed(on, launch)
@@ -146,7 +143,7 @@ def async_publish(processes: int = 1) -> Make:
 
 def _pool(on: Any, stack: contextlib.ExitStack, server: Any) -> None:
     for slot in range(4):
-        stack.enter_context(child(server(on, slot)))
+        stack.enter_context(worker(on, server(on, slot), slot))
 
 
 @contextlib.contextmanager

@@ -185,6 +185,7 @@ class Caller:
             return None
         link = self.links.get((entry.instance, entry.generation))
         if link is None or link.closed:
+            self._turn -= 1  # it is still that one's turn: the long way dials it
             return None
         only = sum(one.ready for one in state.by_worker[worker]) == 1
         direct = Direct(link, entry, only, self.circuits.of(entry.instance, entry.generation, name))

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
@@ -22,6 +21,7 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
+from smartipc.ipc.mapping import Run, mapped, share_of
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import Messages, TopicBurst, deliver
@@ -315,7 +315,7 @@ class Endpoint:
         answers = await self._router.broadcast(name, encoded, timeout=_budget(contract, timeout), declared=declared)
         return [_outcome(instance, answer, contract, name) for instance, answer in answers]
 
-    async def map(
+    def map(
         self,
         method: Method[Req, Rep],
         payloads: Iterable[Req] | AsyncIterable[Req],
@@ -336,32 +336,17 @@ class Endpoint:
         """
         if concurrency < 1:
             raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
-        source = _drawn(payloads)
-        running: deque[asyncio.Task[Rep]] = deque()
-        more = True
-        try:
-            while True:
-                while more and len(running) < concurrency:
-                    try:
-                        payload = await anext(source)
-                    except StopAsyncIteration:
-                        more = False
-                    else:
-                        running.append(self._loop.create_task(self.request(method, payload, timeout=timeout, to=to)))
-                if not running:
-                    return
-                if ordered:
-                    yield await running.popleft()
-                    continue
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                running = deque(task for task in running if task not in done)
-                finished = deque(done)
-                while finished:
-                    yield finished.popleft().result()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        run = Run(
+            self._router.direct if to is None else None,
+            self._router.request,
+            lambda payload: self.request(method, payload, timeout=timeout, to=to),
+            method,
+            lambda: _budget(method, timeout),
+            share_of(concurrency),
+        )
+        if self._topic_burst is not None:
+            self._end_burst()
+        return mapped(run, payloads, concurrency=concurrency, ordered=ordered)
 
     # streams and channels
 
@@ -710,12 +695,3 @@ def _outcome(
         return Outcome(instance, _decode(answer, contract, None, name))
     except SmartIpcError as error:
         return Outcome(instance, error=error)
-
-
-async def _drawn(payloads: Iterable[H] | AsyncIterable[H]) -> AsyncIterator[H]:
-    if isinstance(payloads, AsyncIterable):
-        async for payload in payloads:
-            yield payload
-    else:
-        for payload in payloads:
-            yield payload

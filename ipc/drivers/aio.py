@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
@@ -62,6 +62,20 @@ _IOV = 512
 """Pieces per sendmsg, below every platform's limit."""
 
 
+class Answer(Protocol):
+    """What `Link.post` sets the outcome in; as much of a future as that needs."""
+
+    def done(self) -> bool:
+        """Tell whether the outcome is set."""
+        ...
+
+    def set_result(self, reply: bytes, /) -> None:
+        """Take the reply's payload."""
+
+    def set_exception(self, failure: SmartIpcError, /) -> None:
+        """Take what a future of `begin` would raise."""
+
+
 class Link:
     """One connection on the running loop. Takes ownership of `sock`, which becomes non-blocking.
 
@@ -83,7 +97,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self.flows: dict[int, Flow] = {}
         """The open streams and channels, by id; whoever puts one in takes it out."""
-        self._futures: dict[int, asyncio.Future[bytes]] = {}
+        self._futures: dict[int, asyncio.Future[bytes] | Answer] = {}
         self._unsent: list[bytes | bytearray | memoryview] = []
         self._unsent_bytes = 0
         self._writing = False
@@ -208,6 +222,18 @@ class Link:
             self._arm()
         return ident, future
 
+    def post(self, method: str, payload: bytes, answer: Answer, *, timeout: float) -> int:
+        """Send a request as `begin` does, whose outcome is set in `answer`; return its id."""
+        if self.closed:
+            raise ConnectionLost(self._peer_name(), method=method, processed="no")
+        now = self._loop.time()
+        ident = self.connection.request(method, payload, now, timeout=timeout)
+        self._futures[ident] = answer
+        self._push()
+        if self._timer is None or now + timeout < self._timer_at:
+            self._arm()
+        return ident
+
     def cancel(self, ident: int) -> None:
         """Give up a request that was begun; ignored when it has an answer."""
         if self._futures.pop(ident, None) is not None and not self.closed:
@@ -326,7 +352,7 @@ class Link:
             and (self._futures or self._unsent or self.connection.streams.unsent)
             and loop.time() < deadline
         ):
-            waits = [future for future in self._futures.values() if not future.done()]
+            waits = [one for one in self._futures.values() if isinstance(one, asyncio.Future) and not one.done()]
             if waits:
                 await asyncio.wait(waits, timeout=deadline - loop.time())
             else:

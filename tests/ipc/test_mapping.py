@@ -1,0 +1,230 @@
+"""`map` without a task per call: what goes wrong on the short way goes on the long one, at its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import uvloop
+
+from smartipc.ipc.contracts import Method
+from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchWorker, RequestTimeout
+from smartipc.ipc.handle import SmartIpc
+from smartipc.ipc.sync.testing import Stage, StagePort
+
+
+class Odd(Exception): ...
+
+
+double = Method("w.double", int, int, errors=(Odd,))
+again = Method("w.double", int, int, idempotent=True)
+Scene = Callable[[Stage], Awaitable[None]]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def live(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
+    def run(scene: Scene) -> None:
+        with tempfile.TemporaryDirectory(prefix="m-") as folder:
+
+            async def main() -> None:
+                async with asyncio.timeout(30):
+                    await scene(Stage(folder))
+
+            with asyncio.Runner(loop_factory=request.param) as runner:
+                runner.run(main())
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def handle(stage: Stage, worker: str, slot: int = 0) -> AsyncIterator[SmartIpc]:
+    launch = stage.add(worker, slot)
+    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
+    await ipc._open()
+    stage.set(f"{worker}:{slot}", "ready")
+    try:
+        yield ipc
+    finally:
+        ipc._begin_stop("the end of the scene")
+        await ipc._close(2.0)
+
+
+async def collected(replies: AsyncIterator[int]) -> list[int]:
+    return [reply async for reply in replies]
+
+
+@pytest.mark.parametrize("concurrency", [1, 7, 500])
+def test_every_instance_takes_part_and_the_order_is_kept(live: Callable[[Scene], None], concurrency: int) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, contextlib.AsyncExitStack() as stack:
+            counts = [0, 0, 0]
+            for slot in range(3):
+                w = await stack.enter_async_context(handle(stage, "w", slot))
+
+                def answer(number: int, slot: int = slot) -> int:
+                    counts[slot] += 1
+                    return number * 2
+
+                w.handler(double)(lambda number, answer=answer: answer(number))
+            assert await collected(c.map(double, range(1000), concurrency=concurrency)) == list(range(0, 2000, 2))
+            replies = await collected(c.map(double, range(1000), concurrency=concurrency, ordered=False))
+            assert sorted(replies) == list(range(0, 2000, 2))
+            assert min(counts) > 400
+
+    live(scene)
+
+
+@pytest.mark.parametrize("instances", [2, 3, 4])
+def test_requests_one_by_one_reach_every_instance(live: Callable[[Scene], None], instances: int) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, contextlib.AsyncExitStack() as stack:
+            for slot in range(instances):
+                w = await stack.enter_async_context(handle(stage, "w", slot))
+                w.handler(double)(lambda _number, slot=slot: slot)
+            seen = [await c.request(double, 0) for _ in range(instances * 10)]
+            assert [seen.count(slot) for slot in range(instances)] == [10] * instances
+
+    live(scene)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_no_more_than_concurrency_are_under_way(live: Callable[[Scene], None], ordered: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w") as w:
+            running = most = drawn = 0
+
+            @w.handler(double)
+            async def _(number: int) -> int:
+                nonlocal running, most
+                running += 1
+                most = max(most, running)
+                await asyncio.sleep(0)
+                running -= 1
+                return number
+
+            def numbers() -> object:
+                nonlocal drawn
+                for number in range(100):
+                    drawn += 1
+                    yield number
+
+            await c.request(double, 0)
+            got = 0
+            async for _ in c.map(double, numbers(), concurrency=5, ordered=ordered):  # type: ignore[arg-type]
+                got += 1
+                assert drawn <= got + 5
+            assert got == 100
+            assert 1 < most <= 5
+
+    live(scene)
+
+
+def test_failures_are_raised_at_their_place(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w") as w:
+
+            @w.handler(double)
+            def _(number: int) -> int:
+                if number == 5:
+                    raise Odd("five")
+                return number if number != 8 else "eight"  # type: ignore[return-value]
+
+            await c.request(double, 0)
+            got = []
+            with pytest.raises(Odd, match="five"):
+                async for reply in c.map(double, range(20), concurrency=10):
+                    got.append(reply)
+            assert got == [0, 1, 2, 3, 4]
+            with pytest.raises(InvalidPayload):
+                await collected(c.map(double, [1, "two", 3]))  # type: ignore[list-item]
+            with pytest.raises(InvalidPayload):
+                await collected(c.map(double, [1, 8]))
+            (link,) = c._caller.links.values()
+            assert not link._futures
+
+    live(scene)
+
+
+def test_leaving_cancels_what_is_under_way(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w") as w:
+            cancelled = asyncio.Event()
+
+            @w.handler(double)
+            async def _(number: int) -> int:
+                if number:
+                    try:
+                        await asyncio.sleep(60)
+                    except asyncio.CancelledError:
+                        cancelled.set()
+                        raise
+                return number
+
+            await c.request(double, 0)
+            replies = c.map(double, range(5), concurrency=3)
+            assert await anext(replies) == 0
+            await replies.aclose()  # type: ignore[attr-defined]
+            await cancelled.wait()
+            (link,) = c._caller.links.values()
+            assert not link._futures
+
+            waiting = asyncio.create_task(collected(c.map(double, range(1, 5))))
+            await asyncio.sleep(0.01)
+            cancelled.clear()
+            waiting.cancel()
+            await cancelled.wait()
+            assert not link._futures
+
+    live(scene)
+
+
+def test_a_lost_instance_is_replaced_within_the_map_if_the_method_is_idempotent(
+    live: Callable[[Scene], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w") as w, handle(stage, "w", 1) as v:
+            reached = asyncio.Event()
+
+            @w.handler(again)
+            async def _(number: int) -> int:
+                reached.set()
+                await asyncio.sleep(60)
+                return number
+
+            v.handler(again)(lambda number: number * 2)
+            for slot in (0, 1):
+                with contextlib.suppress(RequestTimeout):
+                    await c.request(again, 0, slot=slot, timeout=0.05)
+            reached.clear()
+            working = asyncio.create_task(collected(c.map(again, range(50), concurrency=8)))
+            await reached.wait()
+            stage.set("w:0", "exited")
+            for link in list(w._server.links):
+                link.close("gone")
+            assert await working == list(range(0, 100, 2))
+
+    live(scene)
+
+
+def test_deadlines_hold_and_unknown_workers_are_named(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "c") as c, handle(stage, "w") as w:
+
+            @w.handler(double)
+            async def _(number: int) -> int:
+                await asyncio.sleep(60 if number else 0)
+                return number
+
+            await c.request(double, 0)
+            with pytest.raises(RequestTimeout):
+                await collected(c.map(double, [0, 1], timeout=0.05))
+            with pytest.raises(NoSuchWorker):
+                await collected(c.map(Method("nobody.x", int, int), [1]))
+            with pytest.raises(LocalProtocolError, match="concurrency"):
+                await collected(c.map(double, [1], concurrency=0))
+            assert await collected(c.map(double, [])) == []
+
+    live(scene)
