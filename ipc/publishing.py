@@ -324,13 +324,15 @@ class TopicBurst:
         room: messages for which all of them have credit.
     """
 
-    __slots__ = ("_count", "_data", "_directory", "_pairs", "_room", "_state", "topic")
+    __slots__ = ("_count", "_data", "_directory", "_limit", "_pairs", "_room", "_state", "topic")
 
     def __init__(self, topic: Topic[Any], directory: Directory, pairs: list[tuple[Lane, Link]], room: int) -> None:
         self.topic = topic
         self._directory = directory
         self._state = directory.state
         self._pairs = pairs
+        # Each batch wakes every subscriber: with many of them, larger ones cost less in waking than they delay.
+        self._limit = BURST if len(pairs) == 1 else 2 * BURST
         self._room = room
         self._count = 0
         self._data = bytearray(ARRAY.size)
@@ -341,13 +343,13 @@ class TopicBurst:
             return False
         data = self._data
         size = len(data)
-        if size > BURST or self._directory.state is not self._state:
+        if size > self._limit or self._directory.state is not self._state:
             return False
         if not codec.append(payload, data) or len(data) > LIMITS.chunk:
             del data[size:]
             return False
         self._count += 1
-        if len(data) > BURST:
+        if len(data) > self._limit:
             self.close()
         return True
 

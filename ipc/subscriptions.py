@@ -119,9 +119,8 @@ class Inbox:
         if not payloads:
             return False
         sender, when, topic = link.peer.name if link.peer else "", epoch(event.received_at), event.topic
-        messages = [
-            IpcMessage(payload=payload, sender=sender, timestamp=when, topic=topic) for payload in reversed(payloads)
-        ]
+        payloads.reverse()
+        messages = [IpcMessage(payload, 0, sender, {}, when, None, None, 1, topic) for payload in payloads]
         self.waiting.append(_Item(None, link, 0, messages, len(messages)))
         return True
 
