@@ -51,6 +51,8 @@ DIAL_AGAIN = 0.01
 _LAST_WORDS = 0.05
 """Seconds to read what a process that is gone still said; within the 200 ms that SPEC 5.2 promises."""
 _LONGEST_SLEEP = 1.0
+_DIRECTS = 1024
+"""Methods whose only instance is remembered; the table is emptied when it is full."""
 _MOST_READS = 256
 """Reads of a link that ends: as much as the kernel holds, and no spinning while another thread does the reading."""
 _AVOIDED = 1 << 30
@@ -156,6 +158,7 @@ class Caller(QuietHost):
         self._sleepers: dict[int, Callable[[], None]] = {}
         self._wakers: list[Waker] = []
         self._turn = 0
+        self._directs: dict[str, tuple[DirectoryState, Link, Entry, Breaker | None]] = {}
         self._late = 0
         self.circuits = Breakers(launch.breaker, launch.breakers)
         self.budget = RetryBudget()
@@ -276,10 +279,39 @@ class Caller(QuietHost):
         Raises:
             CallError: see Endpoint.request; declared errors as themselves.
         """
-        self.start(call)
+        direct = self._direct(call)
+        if direct is None:
+            self.start(call)
+        else:
+            link, call.entry, call.circuit = direct
+            self._conclude(
+                call, lambda: link.ask(call.method, call.payload, timeout=call.timeout, headers=call.headers)
+            )
         while not call.done:
             self._settle_or_rest(call)
         return call.result()
+
+    def _direct(self, call: Call) -> tuple[Link, Entry, Breaker | None] | None:
+        """Return the open link to the only instance that is ready, for a call that has nothing special."""
+        if self.circuits.trouble or call.slot is not None or call.to is not None or call.fixed is not None:
+            return None
+        state = self._directory.state
+        known = self._directs.get(call.method)
+        if known is not None and known[0] is state and not known[1].closed and not known[1].broken:
+            return known[1:]
+        worker = worker_of(call.method)
+        ready = [one for one in state.by_worker.get(worker, ()) if one.ready]
+        if len(ready) != 1:
+            return None
+        entry = ready[0]
+        link = self.links.get((entry.instance, entry.generation))
+        if link is None or link.closed or link.broken:
+            return None
+        circuit = self.circuits.of(entry.instance, entry.generation, call.method)
+        if len(self._directs) >= _DIRECTS:
+            self._directs.clear()
+        self._directs[call.method] = state, link, entry, circuit
+        return link, entry, circuit
 
     def start(self, call: Call) -> None:
         """Make the first attempt, or the next: send it, or let the call rest, or end it."""
@@ -405,12 +437,17 @@ class Caller(QuietHost):
 
     def _settle(self, call: Call) -> None:
         """Take the answer of the attempt under way, waiting for it."""
-        link, entry = call.link, call.entry
+        link = call.link
         assert link is not None
-        assert entry is not None
         call.link = None
+        self._conclude(call, lambda: link.finish(call.ident))
+
+    def _conclude(self, call: Call, answer: Callable[[], bytes]) -> None:
+        """Take what `answer` returns as the reply, or what it raises as the attempt's failure."""
+        entry = call.entry
+        assert entry is not None
         try:
-            call.reply = link.finish(call.ident)
+            call.reply = answer()
             if call.circuit is not None:
                 call.circuit.passed(time.monotonic())
         except RemoteFault as fault:
