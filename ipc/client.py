@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import ssl
@@ -95,7 +96,8 @@ class Line(QuietHost):
         self._identity = identity
         self._token = token
         self._tls = tls
-        self._limits = limits
+        # How long a server may be silent is bounded where we wait for it, and is no violation of the protocol.
+        self._limits = dataclasses.replace(limits, handshake_timeout=max(limits.handshake_timeout, 2 * timeout))
         self._timeout = timeout
         self._handlers = Server(links.alone(identity.name), registry, self)
         self._topics = Subscriptions(self._usable)

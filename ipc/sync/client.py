@@ -7,6 +7,7 @@ protocol.reconnection gives, within the deadline of what it wants to do. Whoever
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import ssl
@@ -80,7 +81,8 @@ class Line(Desk):
         self._client_identity = identity
         self._token = token
         self._tls = tls
-        self._limits = limits
+        # How long a server may be silent is bounded where we wait for it, and is no violation of the protocol.
+        self._limits = dataclasses.replace(limits, handshake_timeout=max(limits.handshake_timeout, 2 * timeout))
         self._timeout = timeout
         self._leaving = False
         self._dialling = threading.RLock()
@@ -200,16 +202,20 @@ class Line(Desk):
 
     def end(self, grace: float) -> None:
         """Finish what runs here, let unsent bytes out, for at most `grace` seconds, and close the link."""
+        if not self.own:
+            self.close()
+            return
         self._ending.set()
         self.topics.stop()
+        told = self.machine.close()  # first: the end of our link is then no loss
         link = self.link
-        if self.own and link is not None and not link.closed:
+        if link is not None and not link.closed:
             link.goodbye("the client is closing")
             self.finish(grace)
         self.close()
         if link is not None:
             link.close()
-        if self.machine.close():
+        if told:
             self._tell()
 
     def _tell(self) -> None:

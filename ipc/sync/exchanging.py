@@ -209,6 +209,9 @@ class Desk(Server):
         if self._gone:
             return
         self._gone = True
+        if not self.own:
+            super().close()  # a forked copy: its locks may be held by threads that are not here; descriptors only
+            return
         self._over.set()
         self.wake()
         with self._turning:  # nobody may be waiting on descriptors that are closed

@@ -92,11 +92,14 @@ class Exchange(Desk):
 
     def end(self, grace: float) -> None:
         """Refuse new calls, finish what runs, let bytes out, for at most `grace` seconds, and close every link."""
+        if not self.own:
+            self.close()
+            return
         if self._running and threading.get_ident() == self.home:
             self._over.set()  # a handler ends its own server: `serve_forever` returns behind it
             return
         self.topics.stop()
-        if self.own and not self._gone:
+        if not self._gone:
             self.goodbye()
             self.finish(grace)
         self.close()

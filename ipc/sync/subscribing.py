@@ -183,6 +183,7 @@ class Subscriptions:
 
     def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Hand a message to the server, waiting for credit and for a connection; see Router."""
+        self._desk.require_own()  # the link would refuse, too, but so it does when another thread takes the last credit
         while True:
             link = self._usable(_FOR_EVER, topic)
             if not link.connection.topics.room:

@@ -1,0 +1,154 @@
+"""What only blocking clients and servers do: fork, home threads, closing from a handler, being in several threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ends import SyncEnd
+from kit import wait_for
+
+from smartipc import AuthenticationFailed, ConnectFailed, LocalProtocolError, RemoteProtocolError, RequestTimeout
+from smartipc.ipc import sync
+
+
+@pytest.fixture
+def address(folder: Path) -> str:
+    return f"unix://{folder}/s.sock"
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[SyncEnd]:
+    server = SyncEnd("server", address)
+    server.handler("echo")(lambda payload: payload)
+    yield server
+    server.close()
+
+
+def in_child(check: object) -> bool:
+    """Run `check()` in a forked child; tell whether it returned True."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if check() else 1)  # type: ignore[operator]
+        except BaseException:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def refused(what: object) -> bool:
+    try:
+        what()  # type: ignore[operator]
+    except LocalProtocolError:
+        return True
+    return False
+
+
+def test_a_forked_child_is_refused_and_harms_nothing(server: SyncEnd, address: str) -> None:
+    with sync.connect(address) as client:
+        assert client.request("echo", 1) == 1
+        with client.subscribe("a.b") as messages:
+
+            def child() -> bool:
+                attempts = (
+                    lambda: client.request("echo", 2),
+                    lambda: client.notify("echo", 2),
+                    lambda: client.publish("a.c", 2),
+                    lambda: client.subscribe("a.d").__enter__(),
+                    lambda: server.it.request("x", 1, to=server.it.clients[0]),
+                    lambda: server.it.publish("a.b", 1),
+                )
+                all_refused = all(refused(attempt) for attempt in attempts)
+                client.close()
+                server.it.close()
+                return all_refused
+
+            assert in_child(child)
+            assert client.request("echo", 3) == 3
+            server.publish("a.b", 4)
+            message = messages.receive(10)
+            assert message is not None
+            assert message.payload == 4
+        assert client.state == "connected"
+
+
+def test_an_idle_client_answers_while_it_waits_and_only_then(server: SyncEnd, address: str) -> None:
+    with sync.connect(address, name="one") as client:
+        here = threading.get_ident()
+        client.handler("where")(lambda _: threading.get_ident())
+        peer = wait_for(lambda: server.clients, "it is listed")[0]
+        with pytest.raises(RequestTimeout):
+            server.request("where", None, to=peer, timeout=0.1)
+        found: list[int] = []
+        asking = server.submit(lambda: found.append(server.request("where", None, to=peer)))
+        assert not client.closed(0.2), "waiting serves"
+        asking.join(10)
+        assert found == [here]
+        asking = server.submit(lambda: found.append(server.request("where", None, to=peer)))
+        wait_for(lambda: client.request("echo", 1) and len(found) == 2, "a request serves, too")
+        asking.join(10)
+        assert found == [here, here]
+
+
+def test_a_handler_may_close_its_server(address: str) -> None:
+    server = sync.serve(address)
+    server.handler("stop")(lambda _: server.close())
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    with sync.connect(address) as client:
+        client.request("stop", None)
+        serving.join(10)
+        assert not serving.is_alive()
+        assert server.state == "closed"
+        server.close()
+        wait_for(lambda: client.closed(0.01) or client.state == "reconnecting", "the client sees the end")
+
+
+def test_connecting_in_vain_says_why(folder: Path, address: str) -> None:
+    with pytest.raises(ConnectFailed):
+        sync.connect(address, timeout=0.2)
+    with pytest.raises(ValueError, match="scheme"):
+        sync.connect("carrier-pigeon://coop")
+    with pytest.raises(AuthenticationFailed, match="token"):
+        sync.connect("tcp://127.0.0.1:1")
+    with pytest.raises(ConnectFailed, match="token"):
+        sync.serve("tcp://127.0.0.1:0")
+    with pytest.raises(ConnectFailed, match="off loopback"):
+        sync.serve("tcp://0.0.0.0:0", token="t")
+    server = SyncEnd("server", address, token="right")
+    try:
+        with pytest.raises(AuthenticationFailed):
+            sync.connect(address, token="wrong")
+        with pytest.raises((AuthenticationFailed, RemoteProtocolError)):
+            sync.connect(address)
+        with sync.connect(address, token="right") as client:
+            assert client.state == "connected"
+        with pytest.raises(ConnectFailed):
+            sync.serve(address)
+    finally:
+        server.close()
+
+
+def test_a_closed_client_stays_closed(server: SyncEnd, address: str) -> None:
+    states: list[str] = []
+    client = sync.connect(address)
+    client.on_state(states.append)
+    client.close()
+    client.close()
+    assert states == ["closed"]
+    assert client.closed(0)
+    with pytest.raises(Exception, match="closed"):
+        client.request("echo", 1)
+    assert "closed" in repr(client)
+    assert client.server == ""
+
+
+def test_who_is_asked_must_be_said(server: SyncEnd, address: str) -> None:
+    with sync.connect(address) as client:
+        with pytest.raises(LocalProtocolError, match="to="):
+            server.request("echo", 1)
+        with pytest.raises(LocalProtocolError, match="one server"):
+            client.request("echo", 1, slot=0)

@@ -1,0 +1,185 @@
+"""The async client and server: how they are opened, what they tell, and what cancelling does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smartipc
+from smartipc import ConnectFailed, ConnectionLost, IpcClient, IpcServer, LocalProtocolError, RequestTimeout
+
+
+@pytest.fixture
+def address(folder: Path) -> str:
+    return f"unix://{folder}/s.sock"
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def both(address: str) -> AsyncIterator[tuple[IpcServer, IpcClient]]:
+    async with smartipc.serve(address, name="srv") as server, smartipc.connect(address, name="one") as client:
+        server.handler("echo")(lambda payload: payload)
+        yield server, client
+
+
+async def until(look: Callable[[], bool]) -> None:
+    while not look():
+        await asyncio.sleep(0.005)
+
+
+def test_both_ways_of_opening(address: str) -> None:
+    async def main() -> None:
+        async with await smartipc.serve(address) as server:
+            assert (server.address, server.state, server.name) == (address, "serving", "server")
+            async with await smartipc.connect(address) as client:
+                assert client.state == "connected"
+                assert client.server == "server"
+                assert client.name.startswith("client:")
+            assert client.state == "closed"
+            opening = smartipc.connect(address)
+            client = await opening
+            await client.aclose()
+            await client.aclose()
+        assert server.state == "closed"
+        await server.aclose()
+        async with smartipc.serve(address), smartipc.connect(address) as client:
+            assert "connected" in repr(client)
+
+    run(main())
+
+
+def test_connecting_waits_for_a_server_that_comes(address: str) -> None:
+    async def main() -> None:
+        connecting = asyncio.ensure_future(_connected(address))
+        await asyncio.sleep(0.05)
+        assert not connecting.done()
+        async with smartipc.serve(address):
+            client = await connecting
+            assert client.state == "connected"
+            await client.aclose()
+
+    run(main())
+
+
+async def _connected(address: str) -> IpcClient:
+    return await smartipc.connect(address, timeout=20)
+
+
+def test_connecting_in_vain_says_why_and_leaves_nothing(address: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(ConnectFailed) as failed:
+            await smartipc.connect(address, timeout=0.3)
+        assert failed.value.address == address
+        assert 0.25 < loop.time() - began < 5
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await smartipc.connect(address, timeout=20)
+        assert len(asyncio.all_tasks()) == 1
+        with pytest.raises(ValueError, match="scheme"):
+            smartipc.connect("carrier-pigeon://coop")
+
+    run(main())
+
+
+def test_states_are_told_in_order(address: str) -> None:
+    async def main() -> None:
+        states: list[str] = []
+        server = await smartipc.serve(address)
+        client = await smartipc.connect(address)
+        client.on_state(states.append)
+        await server.aclose()
+        await until(lambda: client.state == "reconnecting")
+        async with smartipc.serve(address) as server:
+            await until(lambda: client.state == "connected")
+            waiting = asyncio.ensure_future(client.closed())
+            await client.aclose()
+            await waiting
+        assert states == ["reconnecting", "connected", "closed"]
+        with pytest.raises(ConnectionLost) as lost:
+            await client.request("echo", 1)
+        assert (lost.value.processed, lost.value.retryable) == ("no", False)
+        with pytest.raises(ConnectionLost):
+            await client.publish("a.b", 1)
+
+    run(main())
+
+
+def test_cancelling_a_caller_cancels_the_handler_on_either_side(address: str) -> None:
+    async def main() -> None:
+        async with both(address) as (server, client):
+            for asked, asking, to in ((server, client, {}), (client, server, {"to": server.clients[0]})):
+                begun, cancelled = asyncio.Event(), asyncio.Event()
+
+                @asked.handler("hang")
+                async def _(_: None, begun: asyncio.Event = begun, cancelled: asyncio.Event = cancelled) -> None:
+                    begun.set()
+                    try:
+                        await asyncio.sleep(30)
+                    finally:
+                        cancelled.set()
+
+                call = asyncio.ensure_future(asking.request("hang", None, **to))
+                await begun.wait()
+                call.cancel()
+                await cancelled.wait()
+                assert await client.request("echo", 5) == 5
+
+    run(main())
+
+
+def test_a_call_waits_for_the_connection_no_longer_than_its_deadline(address: str) -> None:
+    async def main() -> None:
+        server = await smartipc.serve(address)
+        client = await smartipc.connect(address)
+        await server.aclose()
+        with pytest.raises(RequestTimeout, match="reconnecting") as late:
+            await client.request("echo", 1, timeout=0.2)
+        assert late.value.processed == "no"
+        await client.aclose()
+
+    run(main())
+
+
+def test_who_is_asked_must_be_said(address: str) -> None:
+    async def main() -> None:
+        async with both(address) as (server, client):
+            peer = server.clients[0]
+            assert (peer.name, peer.ready) == ("one", True)
+            with pytest.raises(LocalProtocolError, match="to="):
+                await server.request("echo", 1)
+            with pytest.raises(LocalProtocolError, match="one server"):
+                await client.request("echo", 1, to=peer)
+            await client.aclose()
+            await until(lambda: not server.clients)
+            with pytest.raises(ConnectionLost) as gone:
+                await server.request("echo", 1, to=peer)
+            assert gone.value.processed == "no"
+            assert await server.broadcast("echo", 1) == []
+
+    run(main())
+
+
+def test_a_published_message_is_kept_when_its_publisher_stops_waiting(address: str) -> None:
+    async def main() -> None:
+        async with both(address) as (server, client), client.subscribe("a.b", max_pending=1) as messages:
+            await server.publish("a.b", 1)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await server.publish("a.b", 2)
+            assert [(await anext(messages)).payload for _ in range(2)] == [1, 2]
+
+    run(main())
