@@ -124,6 +124,7 @@ class ControlClient(QuietHost):
     def call(self, method: Method[P, R], payload: P) -> Future[R]:
         """Ask the supervisor; the future fails with a SmartIpcError. Rare, so each call may cost a thread."""
         future: Future[R] = Future()
+        future.set_running_or_notify_cancel()  # whoever awaits it may be cancelled; the answer still has its place
 
         def ask() -> None:
             try:

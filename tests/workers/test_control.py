@@ -1,0 +1,50 @@
+"""The worker's end of the pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+from smartipc.ipc import control
+from smartipc.ipc.drivers.base import QuietHost
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.protocol.connection import Connection
+from smartipc.ipc.protocol.events import RequestReceived
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.wire import codec
+from smartipc.workers.control import ControlClient
+
+
+class Slow(QuietHost):
+    """A supervisor that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[RequestReceived] = []
+
+    def on_request(self, link: Link, event: RequestReceived) -> None:
+        self.asked.append(event)
+
+
+def test_an_answer_to_a_caller_that_has_gone_disturbs_nobody() -> None:
+    ours, theirs = socket.socketpair()
+    host = Slow()
+    supervisor = Link(theirs, Connection("server", Identity(control.SUPERVISOR)), host)
+    client = ControlClient(ours)
+
+    async def ask_and_leave() -> None:
+        asking = asyncio.ensure_future(
+            asyncio.wrap_future(client.call(control.unsubscribe, control.UnsubscribeRequest(1)))
+        )
+        while not host.asked:
+            await asyncio.to_thread(supervisor.pump, 0.1)
+        asking.cancel()
+        await asyncio.wait({asking})
+
+    asyncio.run(ask_and_leave())
+    (asker,) = [one for one in threading.enumerate() if one.name == f"smartipc-control-{control.unsubscribe.name}"]
+    supervisor.reply(host.asked[0].id, codec.EMPTY)
+    asker.join(10)  # an exception in it would fail this test
+    assert not asker.is_alive()
+    supervisor.close()
+    client._link.close()
