@@ -221,8 +221,9 @@ class Endpoint:
         if direct is not None and not direct.link.closed:
             link, target = direct.link, direct.target
             began = self._loop.time()
-            ident, future = link.begin(name, encoded, timeout=budget, headers=headers)
+            ident = 0
             try:
+                ident, future = link.begin(name, encoded, timeout=budget, headers=headers)
                 reply = await future
             except (RemoteFault, RequestTimeout, ConnectionLost) as failure:
                 resume = Resume(target, failure, began)
@@ -277,13 +278,14 @@ class Endpoint:
         direct = self._router.direct(name) if plain else None
         if direct is not None and not direct.link.closed:
             link = direct.link
-            link.notify(name, encoded, headers=headers)
-            if link.congested:
-                await link.drained()
-            elif direct.only and link.connection.batch_is_open and isinstance(method, Method):
-                self._burst = NotifyBurst(link, method.request)
-                self._burst_method = method
-            return
+            with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
+                link.notify(name, encoded, headers=headers)
+                if link.congested:
+                    await link.drained()
+                elif direct.only and link.connection.batch_is_open and isinstance(method, Method):
+                    self._burst = NotifyBurst(link, method.request)
+                    self._burst_method = method
+                return
         contract = method if isinstance(method, Method) else None
         until = time.monotonic() + _budget(contract, timeout)
         while True:

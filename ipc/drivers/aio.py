@@ -43,6 +43,7 @@ from smartipc.ipc.protocol.events import (
     UnsubscribeReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
@@ -211,8 +212,7 @@ class Link:
         self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
     ) -> tuple[int, asyncio.Future[bytes]]:
         """Send a request as `call` does; whoever stops waiting for the future must `cancel` the id."""
-        if self.closed:
-            raise ConnectionLost(self._peer_name(), method=method, processed="no")
+        self._require_open(method)
         now = self._loop.time()
         ident = self.connection.request(method, payload, now, timeout=timeout, headers=headers, attempt=attempt)
         future: asyncio.Future[bytes] = self._loop.create_future()
@@ -224,8 +224,7 @@ class Link:
 
     def post(self, method: str, payload: bytes, answer: Answer, *, timeout: float) -> int:
         """Send a request as `begin` does, whose outcome is set in `answer`; return its id."""
-        if self.closed:
-            raise ConnectionLost(self._peer_name(), method=method, processed="no")
+        self._require_open(method)
         now = self._loop.time()
         ident = self.connection.request(method, payload, now, timeout=timeout)
         self._futures[ident] = answer
@@ -469,7 +468,8 @@ class Link:
         return (self.connection.peer.name if self.connection.peer else "") or "the peer"
 
     def _require_open(self, method: str) -> None:
-        if self.closed:
+        # Within a receive batch the connection may be over before its end has been delivered here.
+        if self.closed or self.connection.state is ConnectionState.CLOSED:
             raise ConnectionLost(self._peer_name(), method=method, processed="no")
 
     # writing
