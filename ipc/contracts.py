@@ -17,7 +17,7 @@ Send = TypeVar("Send")
 Receive = TypeVar("Receive")
 
 DEFAULT_TIMEOUT = 30.0
-"""Seconds that a request may take where nothing else is said (SPEC: contracts)."""
+"""Seconds that a request may take where nothing else is said."""
 
 _ADDRESS = re.compile(r"[A-Za-z_$][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\Z")
 _TOPIC = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*\Z")

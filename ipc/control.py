@@ -20,10 +20,10 @@ State = Literal[
     "stopped", "waiting", "starting", "running", "ready", "degraded",
     "backoff", "stopping", "exited", "failed", "scheduled",
 ]  # fmt: skip
-"""States of an instance as users see them (SPEC 7)."""
+"""States of an instance as users see them."""
 
 Overflow = Literal["block", "drop_oldest", "drop_newest", "latest", "close"]
-"""What a subscription does when its reader is slow (SPEC 5.4)."""
+"""What a subscription does when its reader is slow."""
 
 COMING: frozenset[State] = frozenset(
     {"waiting", "starting", "running", "ready", "degraded", "backoff", "stopping", "scheduled"}
@@ -312,7 +312,7 @@ hang = Method("$sys.hang", type(None), type(None))  # chaos: stand still
 
 # command line -> supervisor, over the control socket
 class LastExit(msgspec.Struct, frozen=True):
-    """SPEC 8 `last_exit`: `at` is ISO 8601 UTC."""
+    """`last_exit` of `status --json`: `at` is ISO 8601 UTC."""
 
     code: int | None
     signal: str | None
@@ -321,7 +321,7 @@ class LastExit(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """One row of `status --json` (SPEC 8)."""
+    """One row of `status --json`."""
 
     instance: str
     worker: str
@@ -345,7 +345,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class AppStatus(msgspec.Struct, frozen=True):
-    """`status --json` (SPEC 8). `config` is the path, `state` starting, running or stopping."""
+    """`status --json`. `config` is the path, `state` starting, running or stopping."""
 
     app: str
     pid: int
@@ -395,7 +395,7 @@ class EventsRequest(msgspec.Struct, frozen=True):
 
 
 class Events(msgspec.Struct, frozen=True):
-    """`events` are ready-made JSON objects as SPEC 8 words them; `lost` counts those no longer kept.
+    """`events` are ready-made JSON objects as `events --json` prints them; `lost` counts those no longer kept.
 
     `last` is the number of the newest event: what to ask for next if there was none.
     """

@@ -13,7 +13,7 @@ from smartipc.ipc.contracts import Method
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """One row of `dead-letters list --json` (SPEC 11). `at` is ISO 8601 UTC."""
+    """One row of `dead-letters list --json`. `at` is ISO 8601 UTC."""
 
     id: int
     at: str

@@ -16,7 +16,7 @@ NOT_INHERITED = frozenset(
 def life_environment(
     app: str, run_id: str, worker: WorkerSpec, instance: str, generation: int, notify_address: str
 ) -> dict[str, str]:
-    """Return the complete environment of a life (SPEC 8, 11)."""
+    """Return the complete environment of a life."""
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env = {
         **inherited,

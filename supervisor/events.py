@@ -22,7 +22,7 @@ KEPT = 10_000
 
 
 class EventLog:
-    """Events in order, as ready-made JSON objects (SPEC 8).
+    """Events in order, as ready-made JSON objects.
 
     Args:
         journal: the file behind it; None keeps them in memory only.

@@ -11,7 +11,7 @@ from smartipc.supervisor.host.output import as_json
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line (SPEC 11)."""
+    """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()

@@ -93,7 +93,7 @@ class Said:
 
 
 def run_app(spec: AppSpec, services: Sequence[Service] = ()) -> int:
-    """Run the app until it ends and return the exit code (SPEC 7).
+    """Run the app until it ends and return the exit code.
 
     Args:
         spec: what to run.
@@ -549,7 +549,7 @@ class App:
         return str(self._directory.path / RETAINED)
 
     def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
-        """Return the complete environment of a life (SPEC 8, 11)."""
+        """Return the complete environment of a life."""
         return life_environment(
             self.spec.app, self.run_id, worker, order.instance, order.generation, self.telling.address
         )

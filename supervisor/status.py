@@ -1,4 +1,4 @@
-"""`status --json` (SPEC 8) from the core's views and what the host knows; computed only when asked."""
+"""`status --json` from the core's views and what the host knows; computed only when asked."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 RATIO = 0.1
-"""Retries that each recent call allows (SPEC 11: at most a tenth of recent calls)."""
+"""Retries that each recent call allows (at most a tenth of recent calls)."""
 RESERVE = 32
 """Retries a minute that are free however few the calls are: a whole look-ahead of `map` that loses its instance."""
 WINDOW = 60.0

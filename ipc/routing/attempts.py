@@ -8,11 +8,11 @@ from smartipc.ipc.errors import CallError, ConnectionLost, WorkerDied
 from smartipc.ipc.routing.directory import DirectoryState
 
 ATTEMPTS = 3
-"""Most attempts of an idempotent call whose instance was lost (SPEC 11)."""
+"""Most attempts of an idempotent call whose instance was lost."""
 BACKOFF = 0.1
 """Seconds before the second attempt; doubles."""
 FACTS_WAIT = 0.15
-"""Seconds to wait for a lost peer's exit facts: within the 200 ms that SPEC 5.2 promises."""
+"""Seconds to wait for a lost peer's exit facts: callers hear of a death within 200 ms."""
 
 
 def lost(error: ConnectionLost, state: DirectoryState, instance: str, generation: int, method: str) -> CallError | None:

@@ -49,7 +49,7 @@ Life = tuple[str, int]
 DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
 _LAST_WORDS = 0.05
-"""Seconds to read what a process that is gone still said; within the 200 ms that SPEC 5.2 promises."""
+"""Seconds to read what a process that is gone still said; callers hear of a death within 200 ms."""
 _LONGEST_SLEEP = 1.0
 _DIRECTS = 1024
 """Methods whose only instance is remembered; the table is emptied when it is full."""

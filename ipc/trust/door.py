@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 UNAUTHENTICATED = 64
-"""Connections of a listener that may be in their handshake at once (SPEC 5.11)."""
+"""Connections of a listener that may be in their handshake at once."""
 
 
 class Door(Generic[T]):

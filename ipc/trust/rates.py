@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """Calls that are still free; it fills at `rate` a second up to `rate` (SPEC: a burst of one second's worth).
+    """Calls that are still free; it fills at `rate` a second up to `rate` (a burst of one second's worth).
 
     Args:
         rate: calls a second, positive.

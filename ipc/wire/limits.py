@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one connection, in bytes, seconds and counts (SPEC 5.11)."""
+    """Bounds of one connection, in bytes, seconds and counts."""
 
     frame: int = 256 * KIB
     """Largest frame body."""

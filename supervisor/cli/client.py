@@ -28,7 +28,7 @@ _DIAL_FOR = 5.0
 
 
 class Client:
-    """A connection to the supervisor of one app; every failure ends the command with its exit code (SPEC 8)."""
+    """A connection to the supervisor of one app; every failure ends the command with its exit code."""
 
     def __init__(self, directory: Path, app: str) -> None:
         self.app = app

@@ -185,18 +185,14 @@ class Boolean(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Choice(Kind):
-    """One of some words; `later` are known to the contract and not built yet."""
+    """One of some words."""
 
     options: tuple[str, ...]
-    later: tuple[str, ...] = ()
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
         value = node.value if isinstance(node, Value) else None
         if isinstance(value, str) and value in self.options:
             return value
-        if isinstance(value, str) and value in self.later:
-            problems.add(node.place, path, f"{value!r} is not supported yet", self.words())
-            return INVALID
         hint = did_you_mean(value, self.options) if isinstance(value, str) else ""
         return self.wrong(node, path, problems, hint)
 
@@ -309,7 +305,7 @@ class Plain(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A key of a record: its kind, default as text, meaning; `later` refuses it as not supported yet."""
+    """A key of a record: its kind, meaning, and default as text."""
 
     kind: Kind
     meaning: str
@@ -321,7 +317,6 @@ class Record(Kind):
     """A mapping with known keys. Returns a dict of the decoded ones."""
 
     fields: AbstractMapping[str, Field]
-    later: frozenset[str] = frozenset()
     required: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
     """Of these, exactly one."""
@@ -335,8 +330,6 @@ class Record(Kind):
             below = f"{path}.{name}" if path else name
             if name in self.fields:
                 found[name] = self.fields[name].kind.check(value, below, problems)
-            elif name in self.later:
-                problems.add(node.keys[name], below, "is not supported yet", "remove it")
             else:
                 problems.add(node.keys[name], below, f"unknown key {name!r}", did_you_mean(name, self.fields))
         for name in self.required:

@@ -1,4 +1,4 @@
-"""Replace ${NAME}, ${NAME:-default} and $$ in scalars. Any other $ stays (SPEC 11)."""
+"""Replace ${NAME}, ${NAME:-default} and $$ in scalars. Any other $ stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of the configuration: its type, default and meaning, and the keys of the contract that are not built yet.
+"""Every key of the configuration: its type, default and meaning.
 
 Data only. Decoding, the JSON schema and the reference page all come from here.
 """

@@ -1,4 +1,4 @@
-"""How long to wait before the next life (SPEC 7.2): tenacity's exponential wait, then jitter inside the cap.
+"""How long to wait before the next life: tenacity's exponential wait, then jitter inside the cap.
 
 No randomness and no clock here: the caller draws the number and adds the time.
 """

@@ -1,7 +1,7 @@
 """The supervisor core: what to do, given what happened. Pure: facts and `now` in, orders out.
 
 `handle` takes a fact, `handle_timer` the passing of time, `next_timer` says when to come back. Nothing here spawns,
-signals, sleeps or draws random numbers. The rules are SPEC 7 and 11; OTP's where they are silent:
+signals, sleeps or draws random numbers. The rules are in docs/explanation/supervision.md; where it is silent, OTP's:
 
 - at most one living generation of a slot; a Spawn is ordered only after the end of the last life was reported;
 - after a shutdown was ordered nothing is spawned any more;

@@ -10,7 +10,7 @@ Turn = Literal["", "sicken", "recover", "give up"]
 
 @dataclass(slots=True)
 class Health:
-    """Judge results in sequence (SPEC 11).
+    """Judge results in sequence.
 
     From its first failed check on it is sick, until `successes` checks in a row have passed; at `failures` in a row it
     is past hope.

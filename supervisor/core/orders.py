@@ -45,7 +45,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """A transition happened: make it an event (SPEC 7) and update the directory that workers see.
+    """A transition happened: make it an event and update the directory that workers see.
 
     `event` is "instance.state", "instance.hang" (from_state == to_state), or with instance "" one of "app.started",
     "app.stopping", "worker.scaled" and "config.applied"; `details` are further members of the event.

@@ -1,8 +1,7 @@
 """The frozen description of an app: what the configuration pipeline produces and the core is fed.
 
 Only types, defaults and the arithmetic of names. Nothing here reads files or knows YAML. Durations are seconds,
-sizes are bytes, paths are absolute. Keys of SPEC 6 that are not built yet have no field here: the pipeline refuses
-them by name.
+sizes are bytes, paths are absolute.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ AutoShutdown = Literal["never", "any-significant", "all-significant"]
 
 @dataclass(frozen=True, slots=True)
 class RestartSpec:
-    """When and how soon a life is followed by another (SPEC 7.2, 7.3)."""
+    """When and how soon a life is followed by another."""
 
     policy: Policy = "on-failure"
     delay: float = 0.2
@@ -174,7 +173,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """One entry of `groups:` (SPEC 7.4). `members`: workers and other groups, in start order."""
+    """One entry of `groups:`. `members`: workers and other groups, in start order."""
 
     name: str
     members: tuple[str, ...]
@@ -196,7 +195,7 @@ class LogSpec:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorSpec:
-    """Key `supervisor:`. Directories None: the defaults of SPEC 6, resolved by host.rundir."""
+    """Key `supervisor:`. Directories None: the defaults, resolved by host.rundir."""
 
     runtime_dir: str | None = None
     state_dir: str | None = None

@@ -26,7 +26,7 @@ _READ = 4 * 1024 * 1024
 
 
 def state_directory(app: str, chosen: str | None) -> Path:
-    """Return where an app keeps what outlives its supervisor (SPEC 6)."""
+    """Return where an app keeps what outlives its supervisor."""
     if chosen is not None:
         return Path(chosen)
     home = os.environ.get("XDG_STATE_HOME")

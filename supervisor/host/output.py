@@ -185,7 +185,7 @@ class Drain:
 
 
 def as_json(level: str, instance: str, stream: str, message: str, at: float) -> bytes:
-    """Return one JSON log line (SPEC 11)."""
+    """Return one JSON log line."""
     moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     safe = message.encode("utf-8", "backslashreplace").decode() if not message.isascii() else message
     body = {"at": moment, "level": level, "instance": instance, "stream": stream, "message": safe}

@@ -112,7 +112,7 @@ class RuntimeDirectory:
 
 
 def base_directory() -> Path:
-    """Return the default place of runtime directories of this user (SPEC 6)."""
+    """Return the default place of runtime directories of this user."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_absolute():
         return Path(runtime) / "smartipc"
