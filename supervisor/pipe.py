@@ -99,7 +99,7 @@ class WorkerPipe(QuietHost):
                 case control.unsubscribe.name:
                     number = codec.decode(event.payload, control.UnsubscribeRequest, method=event.method).number
                     self._app.book.unsubscribe((self._life.instance, self._life.generation, number))
-                    self._app.tell_soon()
+                    self._app.listing.tell_soon()
                     link.reply(event.id, codec.EMPTY)
                 case _:
                     link.fail(event.id, fault_of(NoSuchMethod(event.method)))
@@ -113,7 +113,7 @@ class WorkerPipe(QuietHost):
             link.fail(ident, fault_of(PermissionDenied(method=request.pattern, instance=life.instance)))
             return
         self._app.book.subscribe(request.subscription(life.instance, life.generation))
-        self._app.tell_soon(then=lambda: link.reply(ident, codec.EMPTY))
+        self._app.listing.tell_soon(then=lambda: link.reply(ident, codec.EMPTY))
 
     def _launch(self) -> Launch:
         app, life, worker = self._app, self._life, self._worker

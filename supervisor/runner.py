@@ -24,9 +24,8 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 
 from smartipc.ipc import control
-from smartipc.ipc.control import Allow, Entry, ExitFacts
+from smartipc.ipc.control import Entry, ExitFacts
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.resilience.dead_letters import NAME as LETTERS
@@ -61,9 +60,10 @@ from smartipc.supervisor.host.process import ProcessHost, SpawnError
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
 from smartipc.supervisor.host.runs import Runs
 from smartipc.supervisor.letters import LetterOffice
+from smartipc.supervisor.listing import Listing
 from smartipc.supervisor.measuring import Measuring
 from smartipc.supervisor.operator import Operator
-from smartipc.supervisor.pipe import WorkerPipe, allow_of
+from smartipc.supervisor.pipe import WorkerPipe
 from smartipc.supervisor.probing import Probing
 from smartipc.supervisor.readiness import LogReadiness
 from smartipc.supervisor.status import Meter
@@ -73,10 +73,6 @@ from smartipc.supervisor.timetable import Timetable
 from smartipc.supervisor.watching import Watching
 
 log = logging.getLogger("smartipc.supervisor")
-_TELL_PAUSE = 0.25e-3
-"""Seconds per worker between two tellings of the directory; 200 workers are told at most every 50 ms."""
-_LEAST_PAUSE = 2e-3
-"""Shorter ones are not worth a timer."""
 CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
 """On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
 _LEFT_WAIT = 0.5
@@ -144,6 +140,7 @@ class App:
         self.operator: Operator
         self.hooks: Hooks
         self.probing: Probing
+        self.listing = Listing(self)
         self.telling = Telling(self)
         self.timetable: Timetable
         self.watching = Watching(self)
@@ -160,9 +157,6 @@ class App:
         self._timer: asyncio.TimerHandle | None = None
         self._answers: dict[int, asyncio.Future[tuple[tuple[str, str], ...]]] = {}
         self._next_order = 1
-        self._telling: asyncio.TimerHandle | None = None
-        self._told_at = 0.0
-        self._after_telling: list[Callable[[], None]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop
@@ -184,7 +178,7 @@ class App:
         self.hooks, self.probing = Hooks(self, runs), Probing(self, runs)
         self.telling.open()
         address = f"unix://{self._directory.path}/supervisor.sock"
-        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.tell, self.retained)
+        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.listing.tell, self.retained)
         await self.operator.open()
         server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
         if self._exclusive:
@@ -340,7 +334,9 @@ class App:
             case Announce():
                 self._announce(order)
             case Forget():
-                self._forget(order.instance)
+                self.listing.forget(order.instance)
+                self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
+                self.exit_times.pop(order.instance, None)
             case Answer():
                 future = self._answers.pop(order.order, None)
                 if future is not None and not future.done():
@@ -403,7 +399,7 @@ class App:
                 due.cancel()
                 self._stop(life, order)
 
-        self.tell()
+        self.listing.tell()
         self.book.barrier(left)
 
     def _stop(self, life: Life, order: Stop) -> None:
@@ -430,92 +426,11 @@ class App:
                 log.debug("%s: its stderr ended with: %s", order.instance, line)
         self.telling.follow(order)
         if order.event == "instance.state":
-            self._enter(order)
+            self.listing.enter(order)
             self.probing.follow(order)
             self._log_readiness.follow(order)
             if order.to_state in ("running", "ready") and self.worker_of(order.instance).spares:
                 self._loop.call_soon(self._warm_up, order.instance)
-
-    # the directory
-
-    def _enter(self, order: Announce) -> None:
-        try:
-            view = self.core.view(order.instance)
-        except KeyError:
-            return  # it has vanished since: Forget follows
-        entry = Entry(
-            instance=order.instance,
-            worker=view.worker,
-            slot=view.slot,
-            generation=view.generation,
-            pid=view.pid or 0,
-            state=view.state,
-            address=self.address(order.instance, view.generation) if view.pid is not None else "",
-            last_exit=view.last_exit,
-            last_exit_generation=view.last_exit_generation,
-            allow=self._allow_of(view.worker),
-        )
-        if order.generation not in (0, view.generation):
-            assert order.to_state is not None
-            beside = msgspec.structs.replace(
-                entry,
-                generation=order.generation,
-                pid=order.pid or 0,
-                state=order.to_state,
-                address=self.address(order.instance, order.generation) if order.pid is not None else "",
-                last_exit=order.exit,
-                last_exit_generation=order.generation if order.exit is not None else 0,
-                current=False,
-            )
-            self.book.set(beside)  # first: a life that is listed nowhere for a moment loses its subscriptions
-        self.book.set(entry)
-        self.tell_soon()
-
-    def _forget(self, instance: str) -> None:
-        self.book.remove(instance)
-        self.said = {key: said for key, said in self.said.items() if key[0] != instance}
-        self.exit_times.pop(instance, None)
-        self.tell_soon()
-
-    def tell_soon(self, then: Callable[[], None] | None = None) -> None:
-        """Send what changed in the directory to every living worker, in this turn of the loop or very soon.
-
-        Each telling costs a message and an answer per worker, so when hundreds start, or die, at once, they are told
-        at most every so often, the longer the more they are; a single change is told at once.
-
-        Args:
-            then: called when every worker has applied it.
-        """
-        if then is not None:
-            self._after_telling.append(then)
-        if self._telling is None:
-            pause = _TELL_PAUSE * len(self.links)
-            at = max(self._loop.time(), self._told_at + pause) if pause >= _LEAST_PAUSE else self._loop.time()
-            self._telling = self._loop.call_at(at, self.tell)
-
-    def tell(self) -> None:
-        """Send what changed in the directory to every living worker, now."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        after, self._after_telling = self._after_telling, []
-        self._tell_changes()
-        for then in after:
-            self.book.barrier(then)
-
-    def _tell_changes(self) -> None:
-        if not self.book.dirty:
-            return
-        self._told_at = self._loop.time()
-        update = self.book.changes()
-        encoded = codec.encode(update)
-        self.operator.directory.apply(update)
-        for link in tuple(self.links.values()):
-            if link.peer is not None and not link.closed:
-                try:
-                    link.notify(control.directory.name, encoded)
-                except SmartIpcError as error:
-                    log.warning("directory update not sent to %s: %s", link.peer.name, error)
 
     # what a life is given
 
@@ -528,10 +443,6 @@ class App:
     def spec(self) -> AppSpec:
         """The configuration as it holds now."""
         return self.core.spec
-
-    def _allow_of(self, worker: str) -> Allow | None:
-        """Return what a worker may say and hear; one that is being removed is no longer in the spec."""
-        return next((allow_of(one) for one in self.spec.workers if one.name == worker), None)
 
     def address(self, instance: str, generation: int) -> str:
         """Return where a life listens."""
