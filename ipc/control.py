@@ -378,10 +378,11 @@ class LogsRequest(msgspec.Struct, frozen=True):
 
 
 class LogLine(msgspec.Struct, frozen=True):
-    """One line of output. `seq` rises over the whole app; `at` epoch seconds; `stream` stdout or stderr."""
+    """One line of output. `seq` rises over the whole app; `at` is ISO 8601 UTC; `stream` stdout or stderr."""
 
     seq: int
-    at: float
+    at: str
+    level: str
     instance: str
     stream: str
     message: str

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.exits import describe
-from smartipc.supervisor.core.facts import SpawnFailed
 from smartipc.supervisor.core.orders import Spawn
 from smartipc.supervisor.core.spec import WorkerSpec
 from smartipc.supervisor.host.launch import LaunchError, find_user
@@ -67,7 +66,7 @@ class Hooks:
             for argv in worker.hooks.before_start:
                 await self._run(worker, order.instance, argv, env, worker.start_timeout)
         except HookFailed as error:
-            self._app.feed(SpawnFailed(order.instance, order.generation, f"before_start: {error}"))
+            self._app.spawn_failed(order.instance, order.generation, f"before_start: {error}")
             return
         spawn(order)
 
@@ -77,7 +76,7 @@ class Hooks:
         if task is None:
             return False
         task.cancel()
-        self._app.feed(SpawnFailed(instance, generation, "stopped before it was started"))
+        self._app.spawn_failed(instance, generation, "stopped before it was started")
         return True
 
     def after(self, worker: WorkerSpec, instance: str, generation: int, facts: ExitFacts) -> None:

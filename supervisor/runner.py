@@ -265,6 +265,7 @@ class App:
         if link is not None:
             link.close("its process ended")
         self.book.leave(key)
+        self._directory.forget(self.address(*key))
         self.exit_times[life.instance] = iso(time.time())
         if life.swept:
             self._tell_swept(life)
@@ -353,6 +354,11 @@ class App:
         if not self.hooks.hold(self.worker_of(order.instance), order, self._spawn_now):
             self._spawn_now(order)
 
+    def spawn_failed(self, instance: str, generation: int, reason: str) -> None:
+        """Tell the core that a life has ended before it had a process."""
+        self.exit_times[instance] = iso(time.time())
+        self.feed(SpawnFailed(instance, generation, reason))
+
     def _spawn_now(self, order: Spawn) -> None:
         worker = self.worker_of(order.instance)
         try:
@@ -362,7 +368,7 @@ class App:
             life = self.host.spawn(worker, order.instance, order.generation, env, warm=order.warm)
         except SpawnError as error:
             log.error("%s: %s", order.instance, error)
-            self.feed(SpawnFailed(order.instance, order.generation, str(error)))
+            self.spawn_failed(order.instance, order.generation, str(error))
             return
         self.said = {key: said for key, said in self.said.items() if key[0] != order.instance or key in self.host.lives}
         self.said[order.instance, order.generation] = Said()
@@ -412,7 +418,6 @@ class App:
 
     def _announce(self, order: Announce) -> None:
         self.events.append(order)
-        what = order.instance or order.event
         level = (
             logging.WARNING
             if order.to_state in ("backoff", "failed") or order.event == "instance.hang"
@@ -420,7 +425,8 @@ class App:
         )
         later = f", next try in {order.next_restart_in:.2f} s" if order.next_restart_in is not None else ""
         did = order.to_state if order.event == "instance.state" else order.event
-        log.log(level, "%s: %s (%s)%s", what, did, order.cause, later)
+        told = f"{order.instance}: {did}" if order.instance else did
+        log.log(level, "%s (%s)%s", told, order.cause, later)
         if order.exit is not None and order.to_state in ("backoff", "failed"):
             for line in order.exit.stderr_tail[-3:]:
                 log.debug("%s: its stderr ended with: %s", order.instance, line)

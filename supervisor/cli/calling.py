@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 import msgspec
 
 from smartipc.ipc import control
+from smartipc.ipc.contracts import Topic, check_pattern
 from smartipc.supervisor.cli.client import FAILED, NO_SUCH_WORKER, USAGE, leave, plain
 
 
@@ -31,6 +33,14 @@ def _address(text: str) -> str:
     worker, dot, method = text.partition(".")
     if not (worker and dot and method):
         leave(USAGE, f"{text!r} is not an address: expected worker.method")
+    return text
+
+
+def _topic(text: str, check: Callable[[str], object]) -> str:
+    try:
+        check(text)
+    except ValueError as error:
+        leave(USAGE, str(error))
     return text
 
 
@@ -76,7 +86,8 @@ def broadcast(session: Any, address: str, payload: str | None, timeout: float | 
 @click.pass_obj
 def publish(session: Any, topic: str, payload: str) -> None:
     """Publish one message."""
-    session.client().ask(control.cli_publish, control.PublishRequest(topic, _payload(payload)))
+    name = _topic(topic, lambda text: Topic(text, object))
+    session.client().ask(control.cli_publish, control.PublishRequest(name, _payload(payload)))
 
 
 @click.command()
@@ -85,6 +96,7 @@ def publish(session: Any, topic: str, payload: str) -> None:
 @click.pass_obj
 def subscribe(session: Any, pattern: str, count: int | None) -> None:
     """Print messages as they are published, one JSON object a line. `*` is one token, `>` the rest."""
+    _topic(pattern, check_pattern)
     client = session.client()
     left = count
     while left is None or left > 0:

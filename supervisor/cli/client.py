@@ -42,7 +42,8 @@ class Client:
             error = fault.error(method=method.name, instance=None)
             if isinstance(error, NoSuchWorker):
                 known = ", ".join(error.known) or "none"
-                leave(NO_SUCH_WORKER, f"no such worker: {fault.fault.message.split(';')[0]}; known: {known}")
+                name = fault.fault.message.partition(";")[0].removeprefix("no worker named ")
+                leave(NO_SUCH_WORKER, f"no such worker: {name}; known: {known}")
             leave(FAILED, str(error))
         except (ConnectionLost, RequestTimeout) as error:
             leave(NOT_RUNNING if isinstance(error, ConnectionLost) else FAILED, f"app {self.app}: {error}")

@@ -18,7 +18,7 @@ from smartipc.ipc import control
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import ConfigError
 from smartipc.supervisor.cli import calling, inspecting, letters, looking, starting, steering
-from smartipc.supervisor.cli.client import USAGE, Client, find, leave
+from smartipc.supervisor.cli.client import FAILED, USAGE, Client, find, leave
 from smartipc.supervisor.cli.naming import NAME
 
 
@@ -114,11 +114,16 @@ starting.register(cli)
 
 
 def main() -> None:
-    """Run the command; a closed pipe or Ctrl-C ends it quietly."""
+    """Run the command; a closed pipe or Ctrl-C ends it quietly, an output that takes nothing with a sentence."""
     try:
+        if sys.stdout is None:  # started with descriptor 1 closed
+            leave(FAILED, "stdout is closed")
         cli(standalone_mode=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered still would fail again
+        leave(FAILED, str(error.strerror or error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from smartipc.ipc import control
+from smartipc.ipc import control, steering
 from smartipc.supervisor.cli.client import FAILED, NO_SUCH_WORKER, Client, leave, plain
 from smartipc.supervisor.cli.naming import NAME
 
@@ -39,11 +39,7 @@ def status(session: Any, name: str | None, as_json: bool, watch: bool) -> None:
     while True:
         found = client.ask(control.cli_status, None)
         if name not in (None, "all"):
-            workers = [one for one in found.workers if name in (one.worker, one.instance)]
-            if not workers:
-                known = ", ".join(dict.fromkeys(one.worker for one in found.workers))
-                leave(NO_SUCH_WORKER, f"no such worker: {name}; known: {known}")
-            found = msgspec.structs.replace(found, workers=workers)
+            found = msgspec.structs.replace(found, workers=_of(name, found.workers, client))
         if watch and sys.stdout.isatty():
             click.clear()
         click.echo(plain(found) if as_json else _table(found))
@@ -52,6 +48,20 @@ def status(session: Any, name: str | None, as_json: bool, watch: bool) -> None:
         time.sleep(1.0)
     if any(one.state == "failed" for one in found.workers):
         leave(FAILED, "failed: " + ", ".join(one.instance for one in found.workers if one.state == "failed"))
+
+
+def _of(name: str, workers: list[control.WorkerStatus], client: Client) -> list[control.WorkerStatus]:
+    wanted = [one for one in workers if name in (one.worker, one.instance)]
+    if wanted:
+        return wanted
+    inside = {one.name: one.members for one in client.ask(steering.cli_graph, None).groups}
+    members = [name] if name in inside else []
+    for one in members:  # grows: groups may hold groups
+        members += inside.get(one, [])
+    if not members:
+        known = ", ".join(dict.fromkeys(one.worker for one in workers))
+        leave(NO_SUCH_WORKER, f"no such worker: {name!r}; known: {known}")
+    return [one for one in workers if one.worker in members]
 
 
 def colour_of(state: str) -> str:

@@ -110,13 +110,20 @@ def apply(session: Any, file: str | None, dry_run: bool, no_wait: bool, as_json:
 @_JSON
 @click.pass_obj
 def signal(session: Any, name: str, signal_name: str, as_json: bool) -> None:
-    """Send a signal (HUP, SIGUSR1, ...) to the process groups of NAME."""
+    """Send a signal (HUP, SIGUSR1, 10, ...) to the process groups of NAME."""
+    full = _signal(signal_name)
+    finish(session.client().ask(steering.cli_signal, steering.SignalRequest([name], full)).results, as_json=as_json)
+
+
+def _signal(text: str) -> str:
     import signal as signals
 
-    full = signal_name.upper() if signal_name.upper().startswith("SIG") else f"SIG{signal_name.upper()}"
+    if text.isascii() and text.isdigit() and int(text) in set(signals.Signals):
+        return signals.Signals(int(text)).name
+    full = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
     if full not in signals.Signals.__members__:
-        leave(USAGE, f"there is no signal {signal_name!r}")
-    finish(session.client().ask(steering.cli_signal, steering.SignalRequest([name], full)).results, as_json=as_json)
+        leave(USAGE, f"there is no signal {text!r}")
+    return full
 
 
 @click.command()

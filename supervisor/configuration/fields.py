@@ -264,13 +264,11 @@ class MapOf(Kind):
         if not isinstance(node, Mapping):
             return self.wrong(node, path, problems)
         found: dict[str, Any] = {}
-        sound = True
         for name, value in node.entries.items():
             if not re.fullmatch(self.key, name):
                 problems.add(node.keys[name], f"{path}.{name}", f"{name!r} is not {self.key_words}")
-                sound = False
             found[name] = self.value.check(value, f"{path}.{name}", problems)
-        return found if sound and not any(value is INVALID for value in found.values()) else INVALID
+        return found  # also with entries that are INVALID: the later checks go on with the others
 
     def schema(self) -> dict[str, Any]:
         return {

@@ -8,8 +8,8 @@ from smartipc.supervisor.core.ordering import before, find_cycle
 from smartipc.supervisor.core.spec import AppSpec, GroupSpec
 
 
-def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
-    """Add a problem for every rule that is broken."""
+def validate(spec: AppSpec, root: Mapping, problems: Problems, *, ordered: bool) -> None:
+    """Add a problem for every rule that is broken; `ordered` tells that the dependencies form no cycle."""
     found = len(problems.found)
     node = root.entries.get("groups")
     parents: dict[str, str] = {}
@@ -20,7 +20,8 @@ def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
         _nesting(spec, node, problems)
     if len(problems.found) == found:
         _workers(spec, root, parents, problems)
-        if isinstance(node, Mapping) and all(name in _names(spec) for w in spec.workers for name, _ in w.depends_on):
+        known = all(name in _names(spec) for worker in spec.workers for name, _ in worker.depends_on)
+        if isinstance(node, Mapping) and ordered and known:
             _order(spec, node, problems)
 
 

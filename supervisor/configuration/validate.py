@@ -29,8 +29,8 @@ def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
         _recycling(worker, node, problems)
         process_rules.check(worker, node, spec, problems)
         _dependencies(worker, node, spec, problems)
-    if not _cycles(spec, workers, problems):
-        groups.validate(spec, root, problems)
+    cyclic = _cycles(spec, workers, problems)
+    groups.validate(spec, root, problems, ordered=not cyclic)
 
 
 def _kind(worker: WorkerSpec, node: Mapping, place: Place, problems: Problems) -> None:

@@ -22,6 +22,8 @@ from smartipc.supervisor.core.strategy import Groups
 
 ABORT_GRACE = 1.0
 """Seconds between SIGABRT, which writes the stacks, and SIGKILL."""
+PATIENCE = 5.0
+"""Seconds that a person who starts it waits for one that runs, and may never say that it is ready, to say so."""
 KILL_AGAIN = 1.0
 """Seconds after which a SIGKILL that showed no effect is repeated."""
 
@@ -71,6 +73,8 @@ class Lives:
                 self._kill(slot, now)
             if slot.start_by is not None and now >= slot.start_by:
                 self._on_start_timeout(slot, now)
+            if slot.state == "running" and slot.quiet_at is not None and now >= slot.quiet_at:
+                self._on_quiet(slot)
             hang_at = slot.hang_at()
             if hang_at is not None and now >= hang_at:
                 self._on_silence(slot, now, late=now - hang_at)
@@ -146,7 +150,8 @@ class Lives:
         """Tell whether a start has nothing to wait for."""
         if slot.going_down:
             return False
-        return slot.state == "ready" or (slot.state == "running" and slot.start_by is None and not slot.failing)
+        quiet = slot.state == "running" and not slot.spec.says_ready and slot.quiet_at is None
+        return slot.state == "ready" or (quiet and not slot.failing)
 
     @staticmethod
     def last_words(slot: Slot) -> str:
@@ -228,6 +233,7 @@ class Lives:
                 slot.watched = fact.watched
                 if not slot.spec.says_ready:
                     slot.steady_since = now
+                    slot.quiet_at = now + min(PATIENCE, slot.spec.start_timeout)
                 self.move(slot, "run", now, "its code runs")
                 if slot.spec.ready == "started":
                     self._make_ready(slot, now, "ready once its code runs")
@@ -250,13 +256,15 @@ class Lives:
             slot.last_beat_at = now
             slot.doubted = False
 
+    def _on_quiet(self, slot: Slot) -> None:
+        slot.quiet_at = None
+        if not slot.going_down and self.slots.get(slot.instance) is slot:
+            self.answers.settle(slot.instance, "up", "")
+
     def _on_start_timeout(self, slot: Slot, now: float) -> None:
         slot.start_by = None
         if slot.state == "running" and not slot.spec.says_ready:
-            # Many a target never says that it is ready: it runs, and who waits for it need not wait longer.
-            if not slot.going_down and self.slots.get(slot.instance) is slot:
-                self.answers.settle(slot.instance, "up", "")
-            return
+            return  # it runs, and many a target never says that it is ready
         what = "ready" if slot.state == "running" else "running"
         slot.failing = f"start timeout: not {what} within {slot.spec.start_timeout:g} s"
         self._kill(slot, now)

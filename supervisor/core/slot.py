@@ -79,6 +79,8 @@ class Slot:
     # of the current life
     pid: int | None = None
     start_by: float | None = None
+    quiet_at: float | None = None
+    """When persons need not wait any longer for one that runs and may never say that it is ready."""
     kill_at: float | None = None
     killed: bool = False
     """A Kill was ordered; it is repeated until the end is reported."""
@@ -108,7 +110,7 @@ class Slot:
         """Forget the last life."""
         self.latest += 1
         self.generation = self.latest
-        self.pid = self.kill_at = self.steady_since = self.last_beat_at = None
+        self.pid = self.kill_at = self.steady_since = self.last_beat_at = self.quiet_at = None
         self.start_by = now + self.spec.start_timeout
         self.failing = self.going_down = ""
         self.killed = self.watched = self.doubted = self.automatic = self.retired = False
@@ -158,7 +160,8 @@ class Slot:
 
     def timers(self) -> list[float]:
         """Return every moment at which something is due."""
-        due = (self.next_restart_at, self.start_by, self.kill_at, self.hang_at(), self.recycle_at())
+        quiet_at = self.quiet_at if self.state == "running" else None
+        due = (self.next_restart_at, self.start_by, quiet_at, self.kill_at, self.hang_at(), self.recycle_at())
         return [at for at in due if at is not None]
 
     def recycle_at(self) -> float | None:

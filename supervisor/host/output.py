@@ -63,7 +63,8 @@ class Tail:
                 if seq <= after:
                     return
                 if stream is None or stream == origin:
-                    yield LogLine(seq, at, instance, origin, data.decode("utf-8", "backslashreplace"))
+                    text = data.decode("utf-8", "backslashreplace")
+                    yield LogLine(seq, _moment(at), "info", instance, origin, text)
 
         return list(itertools.islice(found(), lines))[::-1]
 
@@ -186,10 +187,13 @@ class Drain:
 
 def as_json(level: str, instance: str, stream: str, message: str, at: float) -> bytes:
     """Return one JSON log line."""
-    moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     safe = message.encode("utf-8", "backslashreplace").decode() if not message.isascii() else message
-    body = {"at": moment, "level": level, "instance": instance, "stream": stream, "message": safe}
+    body = {"at": _moment(at), "level": level, "instance": instance, "stream": stream, "message": safe}
     return msgspec.json.encode(body) + b"\n"
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _prefixed(instance: str, lines: list[bytes]) -> bytes:

@@ -96,6 +96,11 @@ class RuntimeDirectory:
             _point(self._link, self.path)
         return self
 
+    def forget(self, address: str) -> None:
+        """Remove the socket of a life that is over, in case it could not do so itself."""
+        with contextlib.suppress(OSError):
+            os.unlink(address.removeprefix("unix://"))
+
     def __exit__(self, *_: object) -> None:
         """Remove everything this supervisor made, and give the lock up."""
         for left in self.path.iterdir():

@@ -199,3 +199,44 @@ workers:
         order.wait()
     one.ctl("chaos", "kill", "slow")
     assert times[-1] < 1.0, times
+
+
+def test_commands_say_what_is_wrong_in_a_sentence(run: Callable[..., App], folder: Path) -> None:
+    one = run("""
+workers:
+  a: {command: [sleep, "100"]}
+  b: {command: [sleep, "100"]}
+  gone: {command: [/no/such/program], restart: never}
+groups:
+  inner: {members: [a]}
+  outer: {members: [inner, b]}
+""")
+    one.wait_state("b:0", "ready")
+    one.wait_state("gone:0", "failed")
+    rows = json.loads(one.ctl("status", "outer", "--json").stdout)["workers"]
+    assert [row["instance"] for row in rows] == ["a:0", "b:0"]
+    (gone,) = json.loads(one.ctl("status", "gone", "--json").stdout)["workers"]
+    assert gone["last_exit"]["code"] is None
+    assert gone["last_exit"]["at"].endswith("Z")
+    for words in (["status", "nobody"], ["stop", "nobody"], ["logs", "nobody"]):
+        refused = one.ctl(*words)
+        assert (refused.returncode, refused.stderr) == (4, "no such worker: 'nobody'; known: a, b, gone\n")
+    for words in (["publish", "a.*", "1"], ["publish", "$sys.x", "1"], ["subscribe", "a..b"], ["signal", "a", "9999"]):
+        refused = one.ctl(*words)
+        assert refused.returncode == 2, refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert one.ctl("signal", "a", str(int(signal.SIGCONT))).returncode == 0
+    ctl = f"{BIN}/smartipc --config {one.config} status"
+    for output, words in ((">&-", "stdout is closed"), (">/dev/full", "No space left on device")):
+        ended = subprocess.run(
+            ["sh", "-c", f"{ctl} {output}"], check=False, env=one.env, capture_output=True, text=True, timeout=60
+        )
+        assert (ended.returncode, ended.stderr.strip()) == (1, words)
+
+
+def test_a_life_that_was_killed_leaves_no_socket(run: Callable[..., App], folder: Path) -> None:
+    one = run('workers: {w: {target: "w:steady", restart: {delay: 10ms}}}')
+    row = one.wait_state("w:0", "ready")
+    os.kill(row["pid"], signal.SIGKILL)
+    one.wait_state("w:0", "ready", generation=2)
+    assert [path.name for path in (folder / "r").rglob("w.0.*")] == ["w.0.2.sock"]

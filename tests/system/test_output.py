@@ -59,6 +59,8 @@ workers:
     assert "w:0 | out, no end\n" in one.out.read_text()
     assert "w:0 | err, no end\n" in one.err.read_text()
     shown = one.ctl("logs", "w", "--json").stdout.splitlines()
+    assert all({"at", "level", "instance"} <= set(line) for line in map(json.loads, shown))
+    assert all(line["at"].endswith("Z") for line in map(json.loads, shown))
     lines = {line["stream"]: line["message"] for line in map(json.loads, shown)}
     assert lines == {"stdout": "out, no end", "stderr": "err, no end"}
 

@@ -254,3 +254,27 @@ def test_the_default_configuration_is_valid() -> None:
     spec = load(ROOT / "config" / "workers.yaml", environ={"PWD": "/somewhere"})
     assert [worker.name for worker in spec.workers] == ["catalog", "hasher", "scanner", "reporter"]
     assert spec.workers[0].cwd == "/somewhere"
+
+
+def test_one_wrong_entry_hides_none_of_the_rules_between_the_others(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        """workers:
+  i: {command: [x], depends_on: {nope: ready, a: nonsense}}
+  a: {command: [x]}
+  J: {command: [x]}
+  j: {command: [x], depends_on: [k]}
+  k: {command: [x], depends_on: [j], sockets: [web]}
+groups:
+  g1: {members: [a, g2]}
+  g2: {members: [g1]}
+""",
+    )
+    told = [one.partition("app.yaml:")[2] for one in found]
+    phrases = (
+        "there is no worker 'nope'", "got 'nonsense'", "'J' is not a name", "cycle: j -> k -> j",
+        "there is no socket 'web' (known: none)", "the groups form a cycle: g1 -> g2 -> g1",
+    )  # fmt: skip
+    for phrase in phrases:
+        assert any(phrase in one for one in told), (phrase, told)
+    assert len(told) == len(phrases)

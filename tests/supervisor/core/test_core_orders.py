@@ -13,6 +13,7 @@ from smartipc.supervisor.core.facts import (
     StartOrdered,
     StopOrdered,
 )
+from smartipc.supervisor.core.lifecycle import PATIENCE
 from smartipc.supervisor.core.orders import Abort, Kill, Spawn, Stop
 from smartipc.supervisor.core.spec import HeartbeatSpec, RestartSpec, StopSpec, WorkerSpec
 
@@ -129,6 +130,30 @@ def test_start_of_what_never_says_ready_is_done_when_its_start_time_is_over(desk
     assert it.answers() == {1: {"w:0": ""}}
     it.tell(StartOrdered(W, 2))
     assert it.answers()[2] == {"w:0": ""}
+
+
+def test_but_at_the_latest_some_seconds_after_its_code_runs(desk) -> None:
+    it = desk(worker(start_timeout=30))
+    it.tell(StartOrdered(W, 1))
+    it.wait(8)
+    it.run("w:0")
+    it.wait(PATIENCE - 0.1)
+    assert it.answers() == {}
+    it.wait(0.1)
+    assert it.answers() == {1: {"w:0": ""}}
+    assert it["w:0"].state == "running"
+    it.ready("w:0")
+    assert it["w:0"].state == "ready", "it may say so whenever it likes"
+
+
+def test_one_that_is_to_say_that_it_is_ready_is_waited_for(desk) -> None:
+    it = desk(worker(start_timeout=30, says_ready=True))
+    it.tell(StartOrdered(W, 1))
+    it.run("w:0")
+    it.wait(29)
+    assert it.answers() == {}
+    it.ready("w:0")
+    assert it.answers() == {1: {"w:0": ""}}
 
 
 def test_a_start_time_that_ends_while_a_restart_waits_its_turn_answers_nobody(desk) -> None:
