@@ -45,7 +45,7 @@ def table(run: dict[str, Any]) -> str:
     machine = run["machine"]
     lines = [
         (
-            f"One run on {machine['cpus']} cores, {machine['system']}, Python {machine['python']}, "
+            f"Runs on {machine['cpus']} cores, {machine['system']}, Python {machine['python']}, "
             "medians over interleaved rounds."
         ),
         "",

@@ -20,7 +20,7 @@ from smartipc.ipc import control
 from smartipc.ipc.calling import DIAL_AGAIN, Caller
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch, Subscription
-from smartipc.ipc.drivers.aio import BURST, Link
+from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import apart
 from smartipc.ipc.errors import (
     ConnectFailed,
@@ -48,6 +48,8 @@ from smartipc.ipc.wire.text import shown
 T = TypeVar("T")
 _LEAST = 16
 """Messages for which a burst is worth while."""
+_BATCH = 16 * 1024
+"""Bytes of a batch for one subscriber: a part of its window, so that it consumes one while the next is made."""
 log = logging.getLogger("smartipc.topics")
 
 
@@ -332,7 +334,7 @@ class TopicBurst:
         self._state = directory.state
         self._pairs = pairs
         # Each batch wakes every subscriber: with many of them, larger ones cost less in waking than they delay.
-        self._limit = BURST if len(pairs) == 1 else 2 * BURST
+        self._limit = _BATCH if len(pairs) == 1 else 2 * _BATCH
         self._room = room
         self._count = 0
         self._data = bytearray(ARRAY.size)
