@@ -33,6 +33,7 @@ from smartipc.ipc.errors import (
     RequestTimeout,
     SmartIpcError,
 )
+from smartipc.ipc.hearing import Messages
 from smartipc.ipc.links import EndSnapshot
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
@@ -53,7 +54,6 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
-from smartipc.ipc.publishing import Messages
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.serving import Server
 from smartipc.ipc.subscribing import Subscriptions

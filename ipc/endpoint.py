@@ -21,10 +21,11 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
+from smartipc.ipc.hearing import Messages, deliver
 from smartipc.ipc.mapping import Run, mapped, share_of
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
-from smartipc.ipc.publishing import Messages, TopicBurst, deliver
+from smartipc.ipc.publishing import TopicBurst
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.streaming import IpcChannel, Items, Opener

@@ -1,6 +1,7 @@
 """The async handle that a worker function receives. Its blocking twin is sync/handle.py.
 
-A thin front: the verbs are in endpoint.py, calls in calling.py, handlers in serving.py, topics in publishing.py.
+A thin front: the verbs are in endpoint.py, calls in calling.py, handlers in serving.py, topics in publishing.py and
+hearing.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, QuietHost
 from smartipc.ipc.endpoint import Endpoint
+from smartipc.ipc.hearing import Hub, Messages
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.events import (
@@ -33,7 +35,7 @@ from smartipc.ipc.protocol.events import (
     OpenReceived,
     RequestReceived,
 )
-from smartipc.ipc.publishing import Hub, Messages, Publisher
+from smartipc.ipc.publishing import Publisher
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory

@@ -1,51 +1,35 @@
-"""Topics in the async handle: publish with credit, subscribe with an inbox.
+"""The publisher's end of topics in the async handle: whom a message goes to, with credit, and bursts.
 
-The counting and the policies are in publications.py and subscriptions.py; this file sends and waits.
+The counting and the policies are in publications.py; this file sends and waits. Subscribing is in hearing.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import sys
-from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
-import msgspec
-
-from smartipc.ipc import control
 from smartipc.ipc.calling import DIAL_AGAIN, Caller
 from smartipc.ipc.contracts import Topic
-from smartipc.ipc.control import Launch, Subscription
+from smartipc.ipc.control import Subscription
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import apart
 from smartipc.ipc.errors import (
     ConnectFailed,
     ConnectionLost,
     FrameTooLarge,
-    InvalidPayload,
-    LocalProtocolError,
     Overloaded,
 )
-from smartipc.ipc.links import LIMITS, instance_name
-from smartipc.ipc.message import IpcMessage
-from smartipc.ipc.protocol.events import ConsumedReceived, MessageReceived, MessagesReceived
+from smartipc.ipc.links import LIMITS
+from smartipc.ipc.protocol.events import ConsumedReceived
 from smartipc.ipc.publications import Lane, Outgoing, member
-from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
-from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.routing.subscribers import Key, key_of
-from smartipc.ipc.subscriptions import Inbox, subscription_of
-from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK
-from smartipc.ipc.wire.text import shown
 
-T = TypeVar("T")
 _LEAST = 16
 """Messages for which a burst is worth while."""
 _BATCH = 16 * 1024
@@ -372,213 +356,3 @@ class TopicBurst:
 def _check_size(encoded: bytes) -> None:
     if len(encoded) > LIMITS.message:
         raise FrameTooLarge(len(encoded), LIMITS.message, "message")
-
-
-class SubscriptionHost(Protocol):
-    """Who holds subscriptions: the hub of a worker, a client, a server."""
-
-    async def register(self, messages: Messages[Any], inbox: Inbox) -> None:
-        """Let every later publish reach the subscription before this returns."""
-        ...
-
-    async def unregister(self, number: int) -> None:
-        """Forget a subscription."""
-        ...
-
-
-class Messages(Generic[T]):
-    """A subscription: `async with` registers it, `async for` yields IpcMessage.
-
-    Once entered, every later publish by any live worker reaches it. Iteration ends when the worker is told to stop
-    and everything that had arrived is consumed, or when the block is left.
-    """
-
-    def __init__(self, hub: SubscriptionHost, inbox: Inbox) -> None:
-        self._hub = hub
-        self._inbox = inbox
-        self._closed = False
-        self._wake: asyncio.Future[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Messages {self._inbox.pattern!r}, {len(self._inbox.waiting)} waiting>"
-
-    @property
-    def dropped(self) -> int:
-        """Messages known to be lost so far; always 0 with overflow="block"."""
-        return self._inbox.dropped
-
-    async def __aenter__(self) -> Messages[T]:
-        await self._hub.register(self, self._inbox)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        await self._hub.unregister(self._inbox.number)
-
-    def __aiter__(self) -> Messages[T]:
-        return self
-
-    async def __anext__(self) -> IpcMessage[T]:
-        """Return the next message; cancelling it loses none.
-
-        Raises:
-            InvalidPayload: the next message does not fit the topic's type; the one after it may.
-            SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
-        """
-        together = self._inbox.together
-        if len(together) > 1:  # the last of them is left to the inbox, which then gives credit back for all
-            return together.pop()
-        while not self._inbox.waiting:
-            if self._inbox.error is not None and not self._closed:
-                self._closed = True
-                raise self._inbox.error
-            if self._closed:
-                raise StopAsyncIteration
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        message, link, owed = self._inbox.take()
-        if owed is not None:
-            link.consumed(self._inbox.number, owed)
-        if isinstance(message, InvalidPayload):
-            raise message
-        return message
-
-    def arrived(self, event: MessageReceived, link: Any) -> None:
-        """Keep a message until it is consumed, or drop one, by the policy."""
-        owed = self._inbox.arrived(event, link)
-        if owed is not None:
-            link.consumed(self._inbox.number, owed)
-        self._wake_up()
-
-    def arrived_together(self, event: MessagesReceived, link: Link) -> None:
-        """Keep a batch of messages, or each of them by the policy."""
-        if self._inbox.arrived_together(event, link):
-            self._wake_up()
-            return
-        for payload in apart(event, link):
-            self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
-
-    def letter_of(self, message: IpcMessage[Any] | None, error: Exception) -> dict[str, Any]:
-        """Describe a message whose subscriber failed, or that did not fit, as a dead letter."""
-        return self._inbox.letter_of(message, error)
-
-    def close(self) -> None:
-        """Let iteration end after what has arrived."""
-        self._closed = True
-        self._wake_up()
-
-    def forget(self, link: Link) -> None:
-        """Drop the bookkeeping of a publisher that is gone."""
-        self._inbox.forget(link)
-
-    def _wake_up(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-
-class Hub:
-    """The subscriptions of one handle."""
-
-    def __init__(self, launch: Launch, port: ControlPort, retained: Retained, gate: Gate) -> None:
-        self._gate = gate
-        self._retained = retained
-        self._instance = instance_name(launch)
-        self._port = port
-        self._numbers = itertools.count(1)
-        self._open: dict[int, Messages[Any]] = {}
-        self._stopping = False
-
-    def __repr__(self) -> str:
-        return f"<Hub of {self._instance}: {len(self._open)} subscriptions>"
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """How many subscriptions are open, and what they have lost."""
-        opened = list(self._open.values())
-        return len(opened), sum(messages.dropped for messages in opened)
-
-    def subscribe(
-        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
-    ) -> Messages[Any]:
-        """Make a subscription that is registered when it is entered."""
-        number = next(self._numbers)
-        return Messages(self, subscription_of(number, topic, queue=queue, max_pending=max_pending, overflow=overflow))
-
-    async def register(self, messages: Messages[Any], inbox: Inbox) -> None:
-        """Tell the supervisor, and wait until every live worker knows."""
-        if inbox.number in self._open:
-            raise LocalProtocolError("this subscription is entered already")
-        self._open[inbox.number] = messages
-        if self._stopping:
-            messages.close()
-        try:
-            await asyncio.wrap_future(self._port.call(control.subscribe, inbox.request))
-            if not inbox.queue:  # what a queue's members share is work, and a last value is none
-                inbox.restore(self._retained.matching(inbox.pattern))
-        except BaseException:
-            self._open.pop(inbox.number, None)
-            self._port.call(control.unsubscribe, control.UnsubscribeRequest(inbox.number))
-            raise
-
-    async def unregister(self, number: int) -> None:
-        """Forget a subscription; messages under way to it are dropped."""
-        self._open.pop(number, None)
-        self._port.call(control.unsubscribe, control.UnsubscribeRequest(number))
-
-    def on_message(self, link: Link, event: MessageReceived) -> None:
-        """Pass an arrived message on; one for a subscription that is gone is dropped."""
-        if not self._gate.hears(link.peer, event.topic) and event.topic:
-            sender = link.peer.name if link.peer else ""
-            log.warning("message on %s dropped: %s may not publish there", shown(event.topic), sender)
-            event = msgspec.structs.replace(event, topic="")
-        messages = self._open.get(event.number)
-        if messages is not None:
-            messages.arrived(event, link)
-
-    def on_messages(self, link: Link, event: MessagesReceived) -> None:
-        """Pass a batch on, as on_message."""
-        if not self._gate.hears(link.peer, event.topic):
-            for payload in apart(event, link):
-                self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
-            return
-        messages = self._open.get(event.number)
-        if messages is not None:
-            messages.arrived_together(event, link)
-
-    def stop(self) -> None:
-        """Let every iteration end after what has arrived."""
-        self._stopping = True
-        for messages in self._open.values():
-            messages.close()
-
-    def forget(self, link: Link) -> None:
-        """Drop the bookkeeping of a publisher that is gone."""
-        for messages in self._open.values():
-            messages.forget(link)
-
-
-async def deliver(
-    messages: Messages[Any],
-    function: Callable[..., Any],
-    *,
-    wants_message: bool,
-    letters: DeadLetters | None = None,
-    worker: str = "",
-) -> None:
-    """Feed a `@ipc.subscriber` function for as long as its subscription lasts; a failure becomes a dead letter."""
-    async with messages:
-        while True:
-            message: IpcMessage[Any] | None = None
-            try:
-                message = await anext(messages)
-                result = function(message.payload, message) if wants_message else function(message.payload)
-                if isinstance(result, Awaitable):
-                    await result
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # the boundary of the user's subscriber
-                log.exception("subscriber of %r raised", messages)
-                if letters is not None and (message is not None or isinstance(error, InvalidPayload)):
-                    letters.add(**messages.letter_of(message, error), worker=worker)

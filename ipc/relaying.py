@@ -15,6 +15,7 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Subscription
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded
+from smartipc.ipc.hearing import Messages
 from smartipc.ipc.protocol.events import (
     ConsumedReceived,
     MessageReceived,
@@ -25,7 +26,6 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.publications import Outgoing
-from smartipc.ipc.publishing import Messages
 from smartipc.ipc.relay import HERE, Note, Origin, Relay, asked, is_topic
 from smartipc.ipc.subscriptions import Inbox, subscription_of
 

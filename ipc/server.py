@@ -22,6 +22,7 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.hearing import Messages
 from smartipc.ipc.links import EndSnapshot
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
@@ -38,7 +39,6 @@ from smartipc.ipc.protocol.events import (
     TopicEvent,
 )
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
-from smartipc.ipc.publishing import Messages
 from smartipc.ipc.relaying import Topics
 from smartipc.ipc.serving import Server
 from smartipc.ipc.trust.entrance import Entrance, listen

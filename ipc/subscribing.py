@@ -14,8 +14,8 @@ from typing import Any
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, Overloaded
+from smartipc.ipc.hearing import Messages
 from smartipc.ipc.protocol.events import MessageReceived, SubscribedReceived
-from smartipc.ipc.publishing import Messages
 from smartipc.ipc.subscriptions import Inbox, subscription_of
 
 

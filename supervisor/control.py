@@ -29,7 +29,7 @@ from smartipc.supervisor.status import app_status
 from smartipc.supervisor.steering import resolve
 
 if TYPE_CHECKING:
-    from smartipc.ipc.publishing import Messages
+    from smartipc.ipc.hearing import Messages
     from smartipc.supervisor.runner import App
 
 log = logging.getLogger("smartipc.supervisor")

@@ -14,8 +14,8 @@ from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.errors import LocalProtocolError
 from smartipc.ipc.handle import SmartIpc
+from smartipc.ipc.hearing import Messages
 from smartipc.ipc.message import Outcome
-from smartipc.ipc.publishing import Messages
 from smartipc.ipc.resilience.dead_letters import DeadLetter
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.wire import codec

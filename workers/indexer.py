@@ -29,7 +29,7 @@ import msgspec
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.errors import CallError, ConnectionLost, Overloaded, RequestTimeout, WorkerDied
 from smartipc.ipc.handle import SmartIpc
-from smartipc.ipc.publishing import Messages
+from smartipc.ipc.hearing import Messages
 
 # Contracts
 

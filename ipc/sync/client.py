@@ -47,7 +47,7 @@ from smartipc.ipc.routing import attempts
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.endpoint import Endpoint
 from smartipc.ipc.sync.exchanging import Desk, late
-from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.sync.hearing import Messages
 from smartipc.ipc.sync.subscribing import Subscriptions
 from smartipc.ipc.transports.factory import transport_for
 from smartipc.ipc.trust.policy import check_connecting

@@ -1,7 +1,7 @@
 """The blocking handle that a plain `def` worker function receives: the twin of handle.py, without await.
 
 A thin front: the verbs are in endpoint.py, calls in calling.py, waiting and handlers in serving.py, topics in
-publishing.py. No thread of its own and no event loop: whoever waits does the reading.
+publishing.py and hearing.py. No thread of its own and no event loop: whoever waits does the reading.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.calling import Call, Caller
 from smartipc.ipc.sync.endpoint import Endpoint, refuse_async
-from smartipc.ipc.sync.publishing import Hub, Messages, Publisher
+from smartipc.ipc.sync.hearing import Hub, Messages
+from smartipc.ipc.sync.publishing import Publisher
 from smartipc.ipc.sync.serving import Server
 from smartipc.ipc.trust.gate import Gate
 

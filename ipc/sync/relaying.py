@@ -31,7 +31,7 @@ from smartipc.ipc.publications import Outgoing
 from smartipc.ipc.relay import HERE, Note, Origin, Relay, asked, is_topic
 from smartipc.ipc.subscriptions import Inbox, subscription_of
 from smartipc.ipc.sync.exchanging import Desk
-from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.sync.hearing import Messages
 
 
 class Loopback:

@@ -28,7 +28,7 @@ from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.endpoint import Endpoint
 from smartipc.ipc.sync.exchanging import Desk, late
-from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.sync.hearing import Messages
 from smartipc.ipc.sync.relaying import Topics
 from smartipc.ipc.transports.base import Listener
 from smartipc.ipc.trust.entrance import Entrance, listen

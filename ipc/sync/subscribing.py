@@ -14,7 +14,7 @@ from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, Overloaded
 from smartipc.ipc.protocol.events import MessageReceived, SubscribedReceived
 from smartipc.ipc.subscriptions import Inbox, subscription_of
 from smartipc.ipc.sync.exchanging import Desk
-from smartipc.ipc.sync.publishing import Messages
+from smartipc.ipc.sync.hearing import Messages
 
 _LOOK = 0.05
 """Seconds between looks at the connection while a subscription waits for messages: nobody else makes it again."""
