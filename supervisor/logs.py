@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 
@@ -29,9 +31,60 @@ class _Console(logging.Formatter):
         return text + "\n" + self.formatException(record.exc_info) if record.exc_info else text
 
 
+class _File(logging.Handler):
+    """A file that may be full for a while: then lines are lost, which is told, and nothing else happens.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._torn = False
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or count it as lost."""
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception:  # what cannot be formatted is shown, as logging does it, and hurts nobody
+            self.handleError(record)
+            return
+        data = (b"\n" if self._torn else b"") + line
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            self._lose(record, error.strerror or str(error))
+            return
+        self._torn = written < len(data)
+        if self._torn:
+            self._lose(record, "no space left for the whole line")
+        elif self._lost:
+            lost, self._lost = self._lost, 0
+            again = logging.LogRecord(
+                record.name, logging.WARNING, "", 0, "%d lines of this log are lost", (lost,), None
+            )
+            self.emit(again)
+
+    def _lose(self, record: logging.LogRecord, reason: str) -> None:
+        self._lost += 1
+        if self._lost == 1:
+            with contextlib.suppress(OSError, AttributeError):
+                sys.stderr.write(f"{self._path}: {reason}; lines are lost, first: {record.getMessage()}\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        super().close()
+
+
 def configure(spec: LogSpec) -> logging.Handler:
     """Install the handler and return it; the caller removes it at the end."""
-    handler: logging.Handler = logging.FileHandler(spec.file) if spec.file else logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = _File(spec.file) if spec.file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if spec.format == "json" else _Console())
     logger = logging.getLogger("smartipc")
     logger.setLevel(spec.level.upper())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from kit import App, alive, marked, transitions, wait_for
 
@@ -325,6 +326,25 @@ def test_commands_die_with_a_killed_supervisor(run: Callable[..., App]) -> None:
     one.wait_gone(2.0)
 
 
+def test_a_killed_guardian_is_replaced_at_once(app: Callable[..., App], folder: Path) -> None:
+    one = app("""
+workers:
+  w: {command: [sh, -c, "setsid sleep 4711 & exec sleep 4712"], stop: {timeout: 1s}}
+""")
+    one.wait_state("w:0", "ready")
+
+    def guardian() -> int | None:
+        children = psutil.Process(one.pid).children()
+        return next((one.pid for one in children if any("guardian.py" in word for word in one.cmdline())), None)
+
+    first = wait_for(guardian, "a guardian")
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: guardian() not in (None, first), "another guardian")
+    assert f"the guardian, process {first}, died" in one.err.read_text()
+    os.kill(one.pid, signal.SIGKILL)
+    wait_for(lambda: not marked(one.mark), "everything is gone, what escaped too", timeout=10)
+
+
 def test_calls_of_a_person(run: Callable[..., App]) -> None:
     one = run("pool: {target: 'targets:pool'}\nlistener: {target: 'targets:listener'}")
     one.wait_state("pool:0", "ready")
@@ -342,7 +362,7 @@ def test_calls_of_a_person(run: Callable[..., App]) -> None:
         [*one.ctl("status").args[:3], "subscribe", "ti*", "-n", "1"], env=one.env, stdout=subprocess.PIPE, text=True
     )
     refused = watch.communicate(timeout=20)
-    assert watch.returncode == 1, refused
+    assert watch.returncode == 2, refused
     watch = subprocess.Popen(
         [*one.ctl("status").args[:3], "subscribe", ">", "-n", "1"], env=one.env, stdout=subprocess.PIPE, text=True
     )
