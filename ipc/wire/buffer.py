@@ -103,7 +103,11 @@ class Buffer:
         """Give NumPy the array, without a copy unless one is asked for; plain bytes become uint8."""
         import numpy as np
 
-        array = np.frombuffer(self._view, dtype=self.dtype or "u1") if self.nbytes else np.empty(0, self.dtype or "u1")
+        if self.nbytes:
+            array = np.frombuffer(self._view, dtype=self.dtype or "u1")
+        else:  # of which frombuffer makes nothing
+            array = np.empty(0, self.dtype or "u1")
+            array.setflags(write=not self._view.readonly)
         if self.dtype:
             array = array.reshape(self.shape)
         if dtype is not None and np.dtype(dtype) != array.dtype:

@@ -1,15 +1,18 @@
-"""Big buffers through the public objects, in both flavours: calls, streams, channels; in place and copied; counted."""
+"""Big buffers over every transport in both flavours: calls, topics, streams, channels; in place and copied; counted."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from ends import Pair
 
-from smartipc import Buffer, Channel, Method, Stream, connect, serve
+from smartipc import Buffer, Channel, Method, Stream, Topic, connect, serve
 from smartipc.ipc import sync
 from smartipc.ipc.transports import memfd
 
@@ -25,6 +28,136 @@ class Frame(msgspec.Struct):
 total = Method("total", Frame, int)
 frames = Stream("frames", int, Frame)
 echo = Channel("echo", send=Frame, receive=Frame)
+
+
+class Picture(msgspec.Struct, frozen=True):
+    label: str
+    layers: list[Buffer]
+    notes: dict[str, Buffer] = {}
+
+
+double = Method("double", Picture, Picture)
+pictures = Stream("pictures", Picture, Picture)
+swap = Channel("swap", send=Picture, receive=Picture)
+shown = Topic("shown", Picture)
+
+
+def arrays(mebibytes: int = 1) -> list[Any]:
+    """Shapes and sizes on either side of the bound for shared memory; 17 MiB are more than a message may have."""
+    return [
+        np.zeros(0, "u1"),
+        np.arange(12, dtype="f4").reshape(3, 4),
+        np.arange(200_000, dtype="<i8").reshape(2, 100_000),
+        np.full((mebibytes, MIB), 9, dtype="u1"),
+    ]
+
+
+def picture(label: str, layers: list[Any]) -> Picture:
+    return Picture(label, [Buffer(layer) for layer in layers], {"raw": Buffer(b"plain " * 20_000)})
+
+
+def assert_same(got: Picture, label: str, layers: list[Any]) -> None:
+    assert got.label == label
+    assert len(got.layers) == len(layers)
+    for buffer, layer in zip(got.layers, layers, strict=True):
+        array = np.asarray(buffer)
+        assert (array.dtype, array.shape) == (layer.dtype, layer.shape)
+        assert not array.flags.writeable
+        np.testing.assert_array_equal(array, layer)
+    assert bytes(got.notes["raw"].view) == b"plain " * 20_000
+
+
+def asking(pair: Pair) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Who calls whom, and how."""
+    return [(pair.client, pair.server, {}), (pair.server, pair.client, {"to": pair.peer()})]
+
+
+def twice(request: Picture) -> Picture:
+    layers = [np.asarray(layer) * np.asarray(layer).dtype.type(2) for layer in request.layers]
+    return Picture(request.label, [Buffer(layer) for layer in layers], request.notes)
+
+
+def test_requests_and_replies_carry_arrays_of_any_size(pair: Pair) -> None:
+    layers = arrays(17)
+    for caller, server, to in asking(pair):
+        server.handler(double)(twice)
+        for label in ("first", "again"):
+            got = caller.request(double, picture(label, layers), **to)
+            assert_same(got, label, [layer * layer.dtype.type(2) for layer in layers])
+
+
+def test_memory_is_sent_in_place(pair: Pair) -> None:
+    for caller, server, to in asking(pair):
+        server.handler(double)(twice)
+        place = caller.buffer(2 * MIB)
+        array = np.frombuffer(place.view, "<u2").reshape(1024, 1024)
+        array[:] = 21
+        for _ in range(3):
+            got = caller.request(double, picture("in place", [array, array[512:]]), **to)
+            assert_same(got, "in place", [array * np.uint16(2), array[512:] * np.uint16(2)])
+
+
+def test_streams_carry_arrays(pair: Pair) -> None:
+    for opener, server, to in asking(pair):
+
+        def layers_of(request: Picture) -> Iterator[Picture]:
+            for layer in request.layers:
+                yield picture("layer", [np.asarray(layer)])
+
+        async def layers_later(request: Picture, layers_of: Any = layers_of) -> AsyncIterator[Picture]:
+            for layer in layers_of(request):
+                yield layer
+
+        server.handler(pictures)(layers_later if server.flavour == "async" else layers_of)
+        layers = arrays(17)
+        with opener.open_stream(pictures, picture("all", layers), **to) as items:
+            for layer in layers:
+                assert_same(items.receive(), "layer", [layer])
+            assert list(items) == []
+
+
+def test_channels_carry_arrays_both_ways(pair: Pair) -> None:
+    for opener, server, to in asking(pair):
+        if server.flavour == "async":
+
+            async def back_later(channel: Any) -> None:
+                async for one in channel:
+                    await channel.send(one)
+
+            server.handler(swap)(back_later)
+        else:
+
+            def back(channel: Any) -> None:
+                for one in channel:
+                    channel.send(one)
+
+            server.handler(swap)(back)
+        with opener.open_channel(swap, **to) as channel:
+            for number, layer in enumerate(arrays()):
+                channel.send(picture(str(number), [layer, layer]))
+                assert_same(channel.receive(), str(number), [layer, layer])
+            channel.close_sending()
+            assert list(channel) == []
+
+
+def test_topics_carry_arrays_from_either_side(pair: Pair) -> None:
+    layers = arrays()
+    reader = pair.join("two") if pair.place.lasting else pair.client  # a pair of descriptors has one client
+    with reader.subscribe(shown) as messages, pair.server.subscribe(shown) as own:
+        pair.server.publish(shown, picture("server", layers))
+        assert_same(messages.receive().payload, "server", layers)
+        pair.client.publish(shown, picture("client", layers))
+        assert_same(own.receive().payload, "client", layers)
+        if reader is not pair.client:  # nobody hears what it publishes itself
+            assert_same(messages.receive().payload, "client", layers)
+
+
+def test_what_was_received_outlives_its_connection(pair: Pair) -> None:
+    layers = arrays()
+    pair.server.handler(double)(twice)
+    got = pair.client.request(double, picture("kept", layers))
+    pair.client.close()
+    assert_same(got, "kept", [layer * layer.dtype.type(2) for layer in layers])
 
 
 @pytest.mark.parametrize("scheme", ["unix", "pipe"])

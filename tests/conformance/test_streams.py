@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from ends import TRANSPORTS, Pair, Place
+from ends import Pair
 from kit import wait_for
 
 from smartipc import (
@@ -39,19 +38,6 @@ class Refused(Exception):
 
 rows = Stream("rows", Range, Row, errors=(Refused,))
 echo = Channel("echo", send=Row, receive=Row)
-
-
-@pytest.fixture(params=TRANSPORTS)
-def place(request: pytest.FixtureRequest, folder: Path) -> Place:
-    return Place(request.param, folder)
-
-
-@pytest.fixture(params=["async-async", "sync-sync", "async-sync", "sync-async"])
-def pair(request: pytest.FixtureRequest, place: Place) -> Iterator[Pair]:
-    server, client = request.param.split("-")
-    pair = Pair(place, server, client)
-    yield pair
-    pair.close()
 
 
 def asking(pair: Pair) -> list[tuple[Any, Any, dict[str, Any]]]:
