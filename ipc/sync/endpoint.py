@@ -23,7 +23,7 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.hearing import Messages
-from smartipc.ipc.sync.serving import current_deadline
+from smartipc.ipc.sync.running import current_deadline
 from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.transports.memory import new_buffer

@@ -100,8 +100,8 @@ class Desk(Server):
 
     def _await(self, calls: Collection[Call]) -> None:
         """Wait until something may have happened to one of the calls, or serve."""
-        if threading.get_ident() == self.home and not self._running and self._queue:
-            self._work(lambda: any(call.link is not None and call.link.finished(call.ident) for call in calls))
+        if threading.get_ident() == self.home and not self.work.running and self._queue:
+            self.work.run(lambda: any(call.link is not None and call.link.finished(call.ident) for call in calls))
             return
         on = {call.link for call in calls if call.link is not None}
         if len(on) == 1:

@@ -95,7 +95,7 @@ class Exchange(Desk):
         if not self.own:
             self.close()
             return
-        if self._running and threading.get_ident() == self.home:
+        if self.work.running and threading.get_ident() == self.home:
             self._over.set()  # a handler ends its own server: `serve_forever` returns behind it
             return
         self.topics.stop()

@@ -1,29 +1,25 @@
-"""The incoming half of the blocking handle: accept, check who it is, queue, run handlers one at a time, answer.
+"""The incoming half of the blocking handle: accept, check who it is, read, and queue what arrives.
 
 Reading and running are apart. Any thread that waits may read, one at a time; what arrives is queued. Only the home
 thread (the one that opened the handle or called `serve`) runs what is queued, so that handlers never meet each other
-and may keep thread-bound things such as SQLite connections. What a request means is decided in dispatch.
+and may keep thread-bound things such as SQLite connections. Running is in running.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import functools
 import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from smartipc.ipc import links, tracing
+from smartipc.ipc import links
 from smartipc.ipc.control import Launch
-from smartipc.ipc.dispatch import Handler, Registry, again
+from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
-from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, Overloaded, PermissionDenied
+from smartipc.ipc.errors import LocalProtocolError, Overloaded, PermissionDenied
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
     CancelReceived,
@@ -34,22 +30,18 @@ from smartipc.ipc.protocol.events import (
     RequestReceived,
 )
 from smartipc.ipc.resilience.dead_letters import DeadLetters
-from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
+from smartipc.ipc.sync.running import Work
 from smartipc.ipc.sync.streaming import StreamServer
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
-from smartipc.ipc.wire.heads import Fault
-from smartipc.ipc.wire.text import shown
 
 log = logging.getLogger("smartipc.serving")
-current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
-"""Deadline of the request that the running handler answers, in monotonic seconds; nested calls inherit it."""
 
 IDLE = 0.5
 """Longest sleep in seconds: how often an idle worker shows that it turns, and looks at slow handshakes."""
@@ -57,10 +49,6 @@ _ACCEPTS_PER_TURN = 64
 _READS_PER_TURN = 16
 _BACKLOG = 8192
 """Queued work above which nothing more is read: the kernel's buffers then slow the senders down."""
-_LOOK_EVERY = 0.005
-"""Seconds of work after which the links are read in between, so that cancels and deadlines are seen."""
-_QUICK = 0.0001
-"""Handlers that took less than these seconds may have their replies leave together with the next one's."""
 
 
 class Server(QuietHost):
@@ -85,7 +73,6 @@ class Server(QuietHost):
         letters: DeadLetters | None = None,
     ) -> None:
         self._gate = gate
-        self._letters = letters
         self.links: dict[int, Link] = {}
         self.home = threading.get_ident()
         self.on_published: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
@@ -103,16 +90,12 @@ class Server(QuietHost):
         self._ready = Readiness()
         self._waker = Waker()
         self._ready.register(self._waker.fileno())
-        self._queue: deque[tuple[Link | None, RequestReceived | NotifyReceived | Callable[[], None]]] = deque()
-        self._requests = 0
-        self._cancelled: set[tuple[Link, int]] = set()
-        self._current: tuple[Link, int] | None = None
-        self._running = False
+        self.work = Work(registry, port, self.look_after, letters)
+        """What waits to be run, and running it."""
+        self._queue = self.work.queue  # the same one, looked at in every turn
         self._turning = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._followers = 0
-        self._durations: dict[str, float] = {}
-        self._corked: set[Link] = set()
         self._writing: set[Link] = set()
         self._held: set[Link] = set()
         """Links that are not read because their peers do not read what they are told."""
@@ -120,12 +103,12 @@ class Server(QuietHost):
         self._watched: dict[int, Link] = {}
 
     def __repr__(self) -> str:
-        return f"<Server {len(self.links)} links, {len(self._queue)} waiting{', running' if self._running else ''}>"
+        return f"<Server {len(self.links)} links, {self.work!r}>"
 
     @property
     def load(self) -> tuple[int, int]:
         """Handlers that run, and requests that wait for their turn."""
-        return int(self._current is not None), self._requests
+        return int(self.work.current is not None), self.work.requests
 
     def open(self) -> None:
         """Listen at the launch's address.
@@ -155,11 +138,11 @@ class Server(QuietHost):
             raise LocalProtocolError("this handle was inherited through fork; it belongs to the parent process")
         until = None if timeout is None else time.monotonic() + timeout
         while True:
-            home = threading.get_ident() == self.home and not self._running
+            home = threading.get_ident() == self.home and not self.work.running
             if home:
                 self._port.turned()
                 if self._queue:
-                    self._work(done)
+                    self.work.run(done)
             if done():
                 return True
             left = IDLE if until is None else min(IDLE, until - time.monotonic())
@@ -386,8 +369,9 @@ class Server(QuietHost):
         if refused is not None:
             link.fail(event.id, self._registry.fault(refused, ()))
             return
-        if self._requests < self._launch.concurrency_waiting + (not self._running):
-            self._requests += 1
+        work = self.work
+        if work.requests < self._launch.concurrency_waiting + (not work.running):
+            work.requests += 1
             self._queue.append((link, event))
         else:
             link.fail(event.id, self._registry.fault(Overloaded(method=event.method), ()))
@@ -396,7 +380,7 @@ class Server(QuietHost):
         """Queue it; too many of them stop the reading, see _BACKLOG."""
         refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
         if refused is not None:
-            self._dropped(link, event, str(refused), keep=not isinstance(refused, PermissionDenied))
+            self.work.dropped(link, event, str(refused), keep=not isinstance(refused, PermissionDenied))
             return
         self._queue.append((link, event))
 
@@ -405,9 +389,8 @@ class Server(QuietHost):
         self.streams.on_open(link, event)
 
     def on_cancel(self, link: Link, event: CancelReceived) -> None:
-        """Forget a request that has not started. One that runs goes on: its thread cannot be stopped."""
-        if (link, event.id) != self._current:
-            self._cancelled.add((link, event.id))
+        """Forget a request that has not started."""
+        self.work.cancel(link, event.id)
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
@@ -421,141 +404,8 @@ class Server(QuietHost):
                 self._ready.unregister(fd)
         self._writing.discard(link)
         self._held.discard(link)
-        self._corked.discard(link)
+        self.work.forget(link)
         self.on_lost(link)
-
-    # running
-
-    def _work(self, done: Callable[[], bool]) -> None:
-        """Run what is queued, at least one item, until `done`, the queue is empty or the links want to be read."""
-        began = time.monotonic()
-        try:
-            while self._queue:
-                link, what = self._queue.popleft()
-                self._running = True
-                if link is None:
-                    _run_posted(what)  # type: ignore[arg-type]
-                elif isinstance(what, RequestReceived):
-                    self._requests -= 1
-                    self._current = (link, what.id)
-                    self._serve(link, what)
-                    self._current = None
-                else:
-                    self._one_way(link, what)  # type: ignore[arg-type]
-                self._running = False
-                self._port.turned()
-                if done() or time.monotonic() - began > _LOOK_EVERY:
-                    return
-        finally:
-            self._running = False
-            self._current = None
-            self._uncork()
-
-    def _serve(self, link: Link, event: RequestReceived) -> None:
-        if (link, event.id) in self._cancelled:
-            self._cancelled.discard((link, event.id))
-            return
-        if link.closed:
-            return
-        handler = self._registry.find(event.method)
-        if isinstance(handler, Fault):
-            link.fail(event.id, handler)
-            return
-        now = time.monotonic()
-        arguments = self._registry.arguments(handler, event, link.peer, now)
-        if isinstance(arguments, Fault):
-            link.fail(event.id, arguments)
-            return
-        token = current_deadline.set(event.deadline)
-        handled = tracing.current.set(tracing.handled(link.peer, event))
-        try:
-            value = handler.function(*arguments)
-        except Exception as error:  # the boundary of the user's handler
-            if not isinstance(error, handler.errors):
-                log.debug("handler of %s raised", handler.name, exc_info=error)
-            link.fail(event.id, self._registry.failed(error, handler.errors))
-        except BaseException as error:  # the worker ends by it, but its caller shall know
-            link.fail(event.id, self._registry.fault(error, ()))
-            raise
-        else:
-            self._durations[handler.name] = time.monotonic() - now
-            self._answer(handler, link, event.id, value)
-        finally:
-            current_deadline.reset(token)
-            tracing.current.reset(handled)
-        if link.stuck and link not in self._writing:
-            self._watch_writable(link)
-
-    def _answer(self, handler: Handler, link: Link, ident: int, value: Any) -> None:
-        reply = self._registry.reply(handler, value)
-        if isinstance(reply, Fault):
-            link.fail(ident, reply)
-            return
-        cork = self._next_is_quick()
-        try:
-            link.reply(ident, reply, flush=not cork)
-        except FrameTooLarge as error:
-            link.fail(ident, self._registry.fault(error, ()))
-            return
-        if cork:
-            self._corked.add(link)
-        else:
-            self._corked.discard(link)
-            if self._corked:
-                self._uncork()
-
-    def _next_is_quick(self) -> bool:
-        """Tell whether a reply may wait for the next one: only if that is known to come at once."""
-        try:
-            what = self._queue[0][1]
-        except IndexError:
-            return False
-        return isinstance(what, RequestReceived) and self._durations.get(what.method, 1.0) < _QUICK
-
-    def _uncork(self) -> None:
-        while self._corked:
-            link = self._corked.pop()
-            link.flush()
-            if link.stuck is not (link in self._writing):
-                self._watch_writable(link)
-
-    def _one_way(self, link: Link, event: NotifyReceived, attempt: int = 1) -> None:
-        """Run the handler of a one-way message; nobody waits for it, so its failure becomes a dead letter.
-
-        An idempotent one is tried again, behind what has come meanwhile.
-        """
-        handler = self._registry.find(event.method)
-        if isinstance(handler, Fault):
-            self._dropped(link, event, handler.message)
-            return
-        arguments = self._registry.arguments(handler, event, link.peer, time.monotonic())
-        if isinstance(arguments, Fault):
-            self._dropped(link, event, arguments.message)
-            return
-        handled = tracing.current.set(tracing.handled(link.peer, event))
-        try:
-            handler.function(*again(arguments, attempt))
-        except Exception as error:  # the boundary of the user's handler
-            if handler.idempotent and attempt < attempts.ATTEMPTS:
-                self.post(functools.partial(self._one_way, link, event, attempt + 1))
-                return
-            log.exception("handler of one-way message %s raised", handler.name)
-            self._bury(link, event, f"{type(error).__name__}: {error}", attempt)
-        finally:
-            tracing.current.reset(handled)
-
-    def _dropped(self, link: Link, event: NotifyReceived, reason: str, *, keep: bool = True) -> None:
-        sender = link.peer.name if link.peer else ""
-        log.warning("one-way message %s of %s dropped: %s", shown(event.method), shown(sender), shown(reason))
-        if keep:
-            self._bury(link, event, reason, 0)
-
-    def _bury(self, link: Link, event: NotifyReceived, reason: str, attempts_made: int) -> None:
-        if self._letters is not None:
-            sender = link.peer.name if link.peer else ""
-            self._letters.add(
-                "notify", event.method, event.payload, sender=sender, reason=reason, attempts=attempts_made
-            )
 
     # the end
 
@@ -571,16 +421,10 @@ class Server(QuietHost):
         self.home = threading.get_ident()
         while (self._queue or self.streams.active) and (left := until - time.monotonic()) > 0:
             if self._queue:
-                self._work(lambda: time.monotonic() >= until)
+                self.work.run(lambda: time.monotonic() >= until)
             self._turn_as_leader(0.0 if self._queue else min(left, 0.05))
         self.streams.cancel()
-        while self._queue:
-            link, what = self._queue.popleft()
-            if link is not None and isinstance(what, RequestReceived):
-                refused = ConnectionLost(self._identity.name, "stopping", processed="no", retryable=True)
-                link.fail(what.id, self._registry.fault(refused, ()))
-        self._requests = 0
-        self._cancelled.clear()
+        self.work.refuse(self._identity.name)
         # Once more: what peers sent before they knew is refused by the connection itself, as not processed.
         self._turn_as_leader(0.0)
         while (
@@ -611,7 +455,3 @@ class Server(QuietHost):
         for stream in self._strangers:
             stream.close()
         self._strangers.clear()
-
-
-def _run_posted(work: Callable[[], None]) -> None:
-    work()
