@@ -166,6 +166,15 @@ def neighbour(path: str) -> Link:
     return Link(UnixSocketTransport(path).dial(), Connection("client", Identity("notebook", os.getpid())), QuietHost())
 
 
+def descriptors_of(process: psutil.Process) -> int:
+    """Count them, without the one file of dead letters: the first notify that nobody handles opens it for good."""
+    found = 0
+    for name in os.listdir(f"/proc/{process.pid}/fd"):
+        with contextlib.suppress(OSError):
+            found += "dead-letters.sqlite" not in os.readlink(f"/proc/{process.pid}/fd/{name}")
+    return found
+
+
 @pytest.mark.parametrize("attack", [garbage, silence, floods, greed, depth, descriptors])
 def test_an_attack_hurts_nobody(victims: App, folder: Path, attack: Callable[[Attack], None]) -> None:
     sockets = sorted(one for one in (folder / "r").rglob("*.sock") if one.name.startswith(("a", "b")))
@@ -173,7 +182,7 @@ def test_an_attack_hurts_nobody(victims: App, folder: Path, attack: Callable[[At
         process = psutil.Process(victims.status()[f"{worker}:0"]["pid"])
         client = neighbour(str(path))
         attacker = Attack(str(path))
-        before_memory, before_files = process.memory_info().rss, process.num_fds()
+        before_memory, before_files = process.memory_info().rss, descriptors_of(process)
         took: list[float] = []
 
         def call(client: Link = client, worker: str = worker, took: list[float] = took) -> None:
@@ -189,5 +198,5 @@ def test_an_attack_hurts_nobody(victims: App, folder: Path, attack: Callable[[At
         assert max(took) < 3.0, took
         assert process.memory_info().rss - before_memory < 150 * 1024 * 1024
         attacker.close()
-        wait_for(lambda: process.num_fds() <= before_files + 1, "descriptors are given back", 10.0)  # noqa: B023
+        wait_for(lambda: descriptors_of(process) <= before_files + 1, "descriptors are given back", 10.0)  # noqa: B023
         client.close()
