@@ -80,7 +80,9 @@ def fault_of(
             instance=error.instance or instance,
             known=tuple(getattr(error, "known", ())),
             path=getattr(error, "path", ""),
-            details=codec.encode(getattr(error, "reason", "")),
+            details=codec.encode(
+                error.worker if isinstance(error, errors.NoSuchWorker) else getattr(error, "reason", "")
+            ),
         )
     text = None
     if expose_traceback and error.__traceback__ is not None:
@@ -121,7 +123,7 @@ def error_of(
         case "RequestTimeout":
             return errors.RequestTimeout(None, _reason(fault), **call)
         case "NoSuchWorker":
-            return errors.NoSuchWorker(fault.message, fault.known, **call)
+            return errors.NoSuchWorker(_reason(fault), fault.known, **call)
         case "NoSuchMethod":
             return errors.NoSuchMethod(method or "", fault.known, instance=where)
         case "ConnectionLost":

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from smartipc.ipc.wire import text
 from smartipc.ipc.wire.depth import SHALLOW, too_deep
 
 
@@ -192,6 +193,7 @@ H = TypeVar(
 )  # fmt: skip
 
 encoder = msgspec.msgpack.Encoder()
+_sentence = msgspec.msgpack.Decoder(str)
 _decoders = {
     cls: msgspec.msgpack.Decoder(cls)
     for cls in (
@@ -214,14 +216,26 @@ def decode(data: bytes, cls: type[H]) -> H:
 
 
 def encode_fault(fault: Fault, room: int, *, discreet: bool = False) -> bytes:
-    """Return a fault in at most about `room` bytes: what is long is cut or left out; if `discreet`, its traceback too.
+    """Return a fault in at most about `room` bytes: what is long is cut or left out.
 
-    A traceback tells paths and code, which is no business of a peer on another host or of another user.
+    Args:
+        fault: what went wrong.
+        room: bytes.
+        discreet: whether the peer is on another host or of another user, to whom tracebacks, paths and values are no
+            business: the traceback stays here, and sentences are made discreet. What a contract declares crosses.
     """
-    if discreet and fault.traceback is not None:
-        fault = msgspec.structs.replace(fault, traceback=None)
+    if discreet:
+        details = fault.details if fault.type else _discreet(fault.details)
+        fault = msgspec.structs.replace(fault, message=text.discreet(fault.message), details=details, traceback=None)
     encoded = encoder.encode(fault)
     if len(encoded) > room:
         short = msgspec.structs.replace(fault, message=fault.message[:4096], details=b"", known=(), traceback=None)
         encoded = encoder.encode(short)
     return encoded
+
+
+def _discreet(reason: bytes) -> bytes:
+    """Make the sentence in the details of one of the library's own errors discreet."""
+    if not reason:
+        return b""
+    return encoder.encode(text.discreet(_sentence.decode(reason)))

@@ -1,8 +1,22 @@
-"""Words of a peer, made fit for a log, a terminal and an error sentence. Text only."""
+"""Words of a peer, made fit for a log, a terminal and an error; ours, made fit for a less trusted peer. Text only."""
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 128
+_TOLD = 1024
+"""Longest message of an error that crosses to a less trusted peer."""
+
+_QUOTED = re.compile(r"""(?<!\w)[bruBRU]{0,2}(['"])(?:\\.|(?!\1)[^\\])*(?:\1|\\?\Z)""")
+_PATH = re.compile(
+    r"""
+    (?<![\w.~]) (?: ~\w* | \.\.? )? (?: / [^\s/'"`:,;()\[\]{}<>]+ )+ /?   # /a/b, ~/a, ./a, ../a
+    | (?<![\w/.-]) (?: [\w.-]+ / )+ [\w-]+ \.\w+                         # a/b.c
+    | (?<!\w) (?: [A-Za-z]: | \\ ) [\\/] [^\s'"`,;()\[\]{}<>]*            # C:\a, \\host\a
+    """,
+    re.VERBOSE,
+)
 
 
 def shown(text: str, longest: int = LONGEST) -> str:
@@ -15,3 +29,12 @@ def shown(text: str, longest: int = LONGEST) -> str:
         cut = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in cut)
         cut = cut[: 2 * longest]
     return f"{cut}…" if len(text) > longest else cut
+
+
+def discreet(message: str) -> str:
+    """Return the message of an error as far as a less trusted peer may read it: its first line, without values.
+
+    What stands in quotes, as Python's own exceptions show arguments, and what looks like a path become an ellipsis.
+    """
+    line = message.partition("\n")[0][:_TOLD]
+    return _PATH.sub("…", _QUOTED.sub("…", line))

@@ -7,7 +7,7 @@ import pytest
 
 from smartipc.ipc import errors
 from smartipc.ipc.wire.faults import error_of, fault_of
-from smartipc.ipc.wire.heads import Fault
+from smartipc.ipc.wire.heads import Fault, decode, encode_fault
 
 
 class OutOfStock(Exception):
@@ -111,3 +111,36 @@ def test_a_peers_nonsense_is_bounded() -> None:
     assert odd.processed == "yes"
     assert odd.reason == "m"
     assert isinstance(error_of(Fault(77, "SystemExit", "m")), errors.RemoteError)
+
+
+def test_a_worker_that_is_unknown_there_is_named_here() -> None:
+    again = there_and_back(errors.NoSuchWorker("hashr", ("hasher",)))
+    assert isinstance(again, errors.NoSuchWorker)
+    assert (again.worker, again.known) == ("hashr", ("hasher",))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file", "/secret/place"),
+        KeyError("secret"),
+        errors.RemoteError("KeyError", "'secret'"),
+        errors.ConnectionLost("unix:///secret/place", "by /secret/place"),
+        errors.InvalidPayload("$.x", "the handler's result: 'secret'"),
+        errors.StreamReset("'secret'"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_discretion_lets_no_path_and_no_value_cross(error: BaseException) -> None:
+    fault = fault_of(error, expose_traceback=True)
+    assert b"secret" in encode_fault(fault, 65536)
+    told = encode_fault(fault, 65536, discreet=True)
+    assert b"secret" not in told
+    assert type(error_of(decode(told, Fault))) is type(error_of(fault))
+
+
+def test_discretion_leaves_declared_errors_as_they_are() -> None:
+    fault = fault_of(OutOfStock("'nut' in /a/b", 3), declared=(OutOfStock,))
+    again = error_of(decode(encode_fault(fault, 65536, discreet=True), Fault), declared=(OutOfStock,))
+    assert isinstance(again, OutOfStock)
+    assert again.item == "'nut' in /a/b"

@@ -1,10 +1,12 @@
-"""What a peer says, on one line."""
+"""What a peer says, on one line; what a less trusted one is told."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from smartipc.ipc.wire.text import shown
+from smartipc.ipc.wire.text import discreet, shown
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,38 @@ def test_it_is_short() -> None:
     assert shown("x" * 1000) == "x" * 128 + "…"
     assert shown("x" * 1000, 10) == "x" * 10 + "…"
     assert len(shown("\U000e0001" * 1000)) <= 257
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("", ""),
+        ("boom", "boom"),
+        (
+            "don't, they can't and won't; 5 requests/s and/or 1.5 GB/s",
+            "don't, they can't and won't; 5 requests/s and/or 1.5 GB/s",
+        ),
+        ("[Errno 2] No such file or directory: '/srv/app/keys.pem'", "[Errno 2] No such file or directory: …"),
+        ("invalid literal for int() with base 10: 'hunter2'", "invalid literal for int() with base 10: …"),
+        ("b'\\x00key' is not in b\"it's\"", "… is not in …"),
+        ("'it\\'s' or \"a\\\"b\" and more", "… or … and more"),
+        ("an 'open end and the rest", "an …"),
+        ("ends in a backslash 'x\\", "ends in a backslash …"),
+        ("cannot open /etc/passwd, ~/.ssh/id or ~root/x", "cannot open …, … or …"),
+        ("see ../a/b and ./c; (/d/e) [/f]", "see … and …; (…) […]"),
+        ("connect to unix:///run/user/1000/s.sock failed", "connect to unix://… failed"),
+        ("in workers/indexer.py at line 3", "in … at line 3"),
+        (r"C:\Users\me\x.txt and \\host\share", "… and …"),
+        ("the first line\nTraceback: the second", "the first line"),
+        ("x" * 5000, "x" * 1024),
+    ],
+)
+def test_it_is_discreet(message: str, told: str) -> None:
+    assert discreet(message) == told
+
+
+@pytest.mark.parametrize("piece", ["'", '"', "'a", "/", "a/", "./", "\\", "b'\\", "~", "C:", "/a.", "a/b."])
+def test_discretion_takes_no_time_whatever_is_said(piece: str) -> None:
+    began = time.process_time()
+    discreet(piece * 100_000)
+    assert time.process_time() - began < 0.5
