@@ -65,6 +65,8 @@ def parse(text: str) -> Address:
     Raises:
         ValueError: it names nothing; the sentence says what was expected.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not an address: expected a text such as unix:///run/app.sock")  # noqa: TRY004 - one error for whatever is wrong with an address
     scheme, mark, target = text.partition("://")
     if not mark and text.startswith("unix:@"):
         scheme, target = "unix", text.removeprefix("unix:")

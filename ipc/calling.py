@@ -20,7 +20,7 @@ from smartipc.ipc.drivers.base import Direct, LinkHost, RemoteFault, Resume
 from smartipc.ipc.errors import CallError, ConnectFailed, ConnectionLost, NoSuchWorker, RequestTimeout, SmartIpcError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.resilience.breaker import Breakers
+from smartipc.ipc.resilience.breaker import Breakers, Trial
 from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
@@ -211,6 +211,17 @@ class Caller:
             link = await self.link_when_possible(entry)
             if link is not None:
                 return link
+
+    def trial(self, link: Link, name: str) -> Trial | None:
+        """Ask the circuit breaker whether something may be opened over a link that `reach` gave.
+
+        Raises:
+            CircuitOpen: not now.
+        """
+        for (instance, generation), known in self.links.items():
+            if known is link:
+                return self.circuits.trial(instance, generation, name, self._loop.time())
+        return None
 
     async def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
         """Turn the loss of a link into WorkerDied with its exit facts, where they are known now or very soon."""

@@ -255,7 +255,7 @@ class Line(QuietHost):
         while True:
             link = await self._usable(name, until, timeout) if resume is None else resume.target
             left = until - self._loop.time()
-            if left <= 0:
+            if left <= 0 and resume is None:
                 raise RequestTimeout(timeout, method=name, processed="no" if attempt == 1 else "maybe")
             try:
                 if resume is not None:
@@ -289,6 +289,9 @@ class Line(QuietHost):
         """Return the link as soon as there is one; see Router."""
         _only_one(to, slot)
         return await self._usable(name, self._loop.time() + timeout, timeout)
+
+    def trial(self, link: Link, name: str) -> None:
+        """Let everything pass: there is no other destination to turn to; see Router."""
 
     async def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
         """Return the loss as it is: no more can be known; see Router."""
@@ -440,8 +443,10 @@ class IpcClient(Endpoint):
     async def aclose(self, grace: float = 5.0) -> None:
         """End the connection: calls and handlers under way may finish for at most `grace` seconds.
 
-        Later calls do nothing. Cancelling it closes at once.
+        Later calls do nothing. Cancelling it closes at once. In a forked child it does nothing.
         """
+        if self._inherited:
+            return
         for task in self._background:
             task.cancel()
         if self._background:

@@ -19,6 +19,7 @@ from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Top
 from smartipc.ipc.dispatch import Registry, request_payload
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
+from smartipc.ipc.drivers.inheritance import Refusing, in_child
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.hearing import Messages, deliver
@@ -26,6 +27,7 @@ from smartipc.ipc.mapping import Run, mapped, share_of
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import TopicBurst
+from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.streaming import IpcChannel, Items, Opener
@@ -83,6 +85,10 @@ class Router(Protocol):
         """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
         ...
 
+    def trial(self, link: Link, name: str) -> Trial | None:
+        """Ask whether something may be opened over a link that `reach` gave; see Reach."""
+        ...
+
     async def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
         """Say more about the loss of a link that `reach` gave, where more is known."""
         ...
@@ -136,6 +142,14 @@ class Endpoint:
         self._topic_burst: TopicBurst | None = None
         self._letters: DeadLetters | None = None
         self._letter_name = ""
+        self._inherited = False
+        in_child(self, Endpoint._leave_to_parent)
+
+    def _leave_to_parent(self) -> None:
+        """Refuse everything from now on: this is a copy in a forked child."""
+        self._inherited = True
+        self._router = cast("Router", Refusing())
+        self._burst = self._topic_burst = None
 
     # requests
 

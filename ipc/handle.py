@@ -56,6 +56,7 @@ class InstanceRouter:
         self.request = caller.request
         self.direct = caller.direct
         self.reach = caller.reach
+        self.trial = caller.trial
         self.mourn = caller.mourn
         self.broadcast = caller.broadcast
         self.burst = publisher.burst

@@ -156,6 +156,9 @@ class Exchange(QuietHost):
         """Return the link of one client; see Router."""
         return self._link_of(name, to, slot, key)[0]
 
+    def trial(self, link: Link, name: str) -> None:
+        """Let everything pass: there is no other destination to turn to; see Router."""
+
     async def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
         """Return the loss as it is: no more can be known; see Router."""
         return lost
@@ -295,8 +298,10 @@ class IpcServer(Endpoint):
     async def aclose(self, grace: float = 5.0) -> None:
         """End the server: calls and handlers under way may finish for at most `grace` seconds.
 
-        Later calls wait for the first one. Cancelling it does not stop the end.
+        Later calls wait for the first one. Cancelling it does not stop the end. In a forked child it does nothing.
         """
+        if self._inherited:
+            return
         if self._closing is None:
             self._closing = self._loop.create_task(self._end(grace))
         await asyncio.shield(self._closing)

@@ -75,7 +75,7 @@ class Server:
         self._strangers: dict[Stream, asyncio.TimerHandle] = {}
         self._running: dict[tuple[Link, int], asyncio.Task[None]] = {}
         self._notifies: set[asyncio.Task[None]] = set()
-        self.streams = StreamServer(registry, links.instance_name(launch))
+        self.streams = StreamServer(registry, links.instance_name(launch), gate)
         self._waiting: deque[tuple[Handler, Link, RequestReceived]] = deque()
 
     def __repr__(self) -> str:

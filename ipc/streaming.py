@@ -29,7 +29,9 @@ from smartipc.ipc.errors import (
 from smartipc.ipc.flows import LEFT, FlowHandler, Reception, cancelled, encode_item, fault_of_handler
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.events import OpenReceived, StreamAccepted, StreamEvent
+from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.routing import attempts
+from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.heads import Fault
 
 S = TypeVar("S")
@@ -46,6 +48,10 @@ class Reach(Protocol):
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
         """Choose who gets it, wait until it can be reached, and return the link to it."""
+        ...
+
+    def trial(self, link: Link, name: str) -> Trial | None:
+        """Ask before something is opened over the link: raises CircuitOpen; what is returned is told the outcome."""
         ...
 
     async def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
@@ -342,7 +348,7 @@ class Opener(Generic[F]):
             left = max(0.0, until - loop.time())
             link = await self._reach.reach(self._name, timeout=left, to=to, slot=slot, key=key)
             try:
-                self._flow = await self._open(link, until)
+                self._flow = await self._try(link, until)
             except CallError as error:
                 if attempts.after(error, idempotent=False, attempt=1) != "again":
                     raise
@@ -353,6 +359,24 @@ class Opener(Generic[F]):
                 if until - loop.time() <= attempts.BACKOFF:
                     raise RequestTimeout(self._timeout, "it was refused", method=self._name, processed="no")
                 await asyncio.sleep(attempts.BACKOFF)
+
+    async def _try(self, link: Link, until: float) -> F:
+        """Open over this link, and tell the destination's circuit breaker how it went."""
+        trial = self._reach.trial(link, self._name)
+        if trial is None:
+            return await self._open(link, until)
+        clock = asyncio.get_running_loop().time
+        try:
+            flow = await self._open(link, until)
+        except SmartIpcError as error:
+            if trial.failed(error, clock()):
+                log.warning("circuit.changed: %r", trial)
+            raise
+        except BaseException:  # cancelled, or never sent
+            trial.abandon()
+            raise
+        trial.passed(clock())
+        return flow
 
     async def _open(self, link: Link, until: float) -> F:
         flow = self._make(link)
@@ -406,18 +430,24 @@ class StreamServer:
     Args:
         registry: the handlers.
         instance: who we are, for faults.
+        gate: what may come in; None for all.
     """
 
-    def __init__(self, registry: Registry, instance: str) -> None:
+    def __init__(self, registry: Registry, instance: str, gate: Gate | None) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
         self._registry = registry
         self._instance = instance
+        self._gate = gate
 
     def __repr__(self) -> str:
         return f"<StreamServer {len(self.tasks)} running>"
 
     def on_open(self, link: Link, event: OpenReceived) -> None:
         """Start the handler, or refuse."""
+        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
+        if refused is not None:
+            refuse_open(link, event, self._registry.fault(refused, ()))
+            return
         handler = self._registry.find_flow(event.method, duplex=event.duplex)
         if isinstance(handler, Fault):
             refuse_open(link, event, handler)

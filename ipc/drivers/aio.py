@@ -16,7 +16,8 @@ from typing import Protocol, TypeVar
 
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
-from smartipc.ipc.errors import ConnectionLost, RequestTimeout, SmartIpcError
+from smartipc.ipc.drivers.inheritance import REASON, in_child
+from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.observe import traffic
 from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
@@ -120,6 +121,7 @@ class Link:
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._buffers_due = False
+        in_child(self, Link._leave_to_parent)
         memory = memory_of(sock)
         traffic.ledger.opened(connection)
         connection.buffers.connect(memory, self._wake_for_buffers)
@@ -360,6 +362,11 @@ class Link:
             else:
                 await asyncio.sleep(0.005)  # only unsent bytes are left: the writer callback empties them
         self.close()
+
+    def _leave_to_parent(self) -> None:
+        """Be closed, in a forked child, without a word to the peer, who knows only the parent."""
+        self.closed = True
+        self.error = LocalProtocolError(REASON)
 
     # reading
 

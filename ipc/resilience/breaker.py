@@ -122,6 +122,32 @@ class Breaker:
         self._calls = self._failures = self.total = self._failed = 0
 
 
+class Trial:
+    """Something that a breaker has let pass and that takes a while: it is told once how that went."""
+
+    __slots__ = ("_breaker", "_breakers", "_what")
+
+    def __init__(self, breakers: Breakers, breaker: Breaker, what: str) -> None:
+        self._breakers = breakers
+        self._breaker = breaker
+        self._what = what
+
+    def __repr__(self) -> str:
+        return f"{self._what} is {self._breaker.state}"
+
+    def passed(self, now: float) -> None:
+        """Note that it succeeded."""
+        self._breaker.passed(now)
+
+    def failed(self, error: BaseException, now: float) -> bool:
+        """Note how it failed; return whether the breaker has opened or closed."""
+        return self._breakers.failed(self._breaker, error, now)
+
+    def abandon(self) -> None:
+        """Note that nobody waited for its outcome."""
+        self._breaker.abandon()
+
+
 class Breakers:
     """The breakers of all destinations that a process calls: a method of one life of an instance. For any thread.
 
@@ -172,6 +198,11 @@ class Breakers:
             if wait is not None:
                 raise CircuitOpen(wait, method=method, instance=instance, processed="no")
         return breaker
+
+    def trial(self, instance: str, generation: int, method: str, now: float) -> Trial | None:
+        """Ask as `enter` does; None if the destination has no breaker."""
+        breaker = self.enter(instance, generation, method, now)
+        return Trial(self, breaker, f"{method} on {instance}") if breaker is not None else None
 
     def failed(self, breaker: Breaker | None, error: BaseException, now: float) -> bool:
         """Note how a call failed; return whether its breaker has opened or closed."""

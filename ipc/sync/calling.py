@@ -34,7 +34,7 @@ from smartipc.ipc.errors import (
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, ConsumedReceived
-from smartipc.ipc.resilience.breaker import Breaker, Breakers
+from smartipc.ipc.resilience.breaker import Breaker, Breakers, Trial
 from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
@@ -410,6 +410,17 @@ class Caller(QuietHost):
                 except (ConnectFailed, BlockingIOError):
                     self._rest(call, time.monotonic() + DIAL_AGAIN)
             self._change(call.seen, call.rest_until)
+
+    def trial(self, link: Link, name: str) -> Trial | None:
+        """Ask the circuit breaker whether something may be opened over a link that `reach` gave.
+
+        Raises:
+            CircuitOpen: not now.
+        """
+        for (instance, generation), known in list(self.links.items()):
+            if known is link:
+                return self.circuits.trial(instance, generation, name, time.monotonic())
+        return None
 
     def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
         """Turn the loss of a link into WorkerDied with its exit facts, where they are known now or very soon."""

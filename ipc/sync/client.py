@@ -206,15 +206,16 @@ class Line(Desk):
             self.close()
             return
         self._ending.set()
-        self.topics.stop()
-        told = self.machine.close()  # first: the end of our link is then no loss
-        link = self.link
-        if link is not None and not link.closed:
-            link.goodbye("the client is closing")
-            self.finish(grace)
-        self.close()
-        if link is not None:
-            link.close()
+        with self.finishing:
+            self.topics.stop()
+            told = self.machine.close()  # first: the end of our link is then no loss
+            link = self.link
+            if link is not None and not link.closed and not self._gone:
+                link.goodbye("the client is closing")
+                self.finish(grace)
+            self.close()
+            if link is not None:
+                link.close()
         if told:
             self._tell()
 
@@ -285,6 +286,9 @@ class Line(Desk):
         """Return the link, made anew if need be; see Router."""
         _only_one(call)
         return self.usable(call.deadline, call.method)
+
+    def trial(self, link: Link, name: str) -> None:
+        """Let everything pass: there is no other destination to turn to; see Router."""
 
     def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
         """Return the loss as it is: no more can be known; see Router."""

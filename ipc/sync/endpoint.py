@@ -20,6 +20,7 @@ from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, R
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
+from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.calling import Call
 from smartipc.ipc.sync.hearing import Messages
@@ -69,6 +70,10 @@ class Router(Protocol):
 
     def reach(self, call: Call) -> Link:
         """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
+        ...
+
+    def trial(self, link: Link, name: str) -> Trial | None:
+        """Ask whether something may be opened over a link that `reach` gave; see Reach."""
         ...
 
     def mourn(self, lost: ConnectionLost, link: Link) -> CallError:

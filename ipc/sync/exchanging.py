@@ -49,6 +49,8 @@ class Desk(Server):
         self._staying = threading.RLock()
         self._gone = False
         self._room = threading.Lock()
+        self.finishing = threading.RLock()
+        """Held by the thread that ends it; another one that would end it waits, and finds it ended."""
 
     @property
     def own(self) -> bool:

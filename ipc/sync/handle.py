@@ -19,6 +19,7 @@ from smartipc.ipc import control, links
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.resilience.dead_letters import DeadLetters
@@ -50,6 +51,7 @@ class InstanceRouter:
         self.notify = caller.notify
         self.everyone = caller.everyone
         self.reach = caller.reach
+        self.trial = caller.trial
         self.mourn = caller.mourn
         self.await_on = caller.await_on
         self._publisher = publisher
@@ -81,6 +83,7 @@ class GuardedRouter(InstanceRouter):
         self.start = self._start
         self.notify = self._notify
         self.everyone = self._everyone
+        self.reach = self._reach
 
     def _request(self, call: Call) -> bytes:
         self._gate.check("request", call.method)
@@ -97,6 +100,10 @@ class GuardedRouter(InstanceRouter):
     def _everyone(self, call: Call) -> list[Call]:
         self._gate.check("request", call.method)
         return self._caller.everyone(call)
+
+    def _reach(self, call: Call) -> Link:
+        self._gate.check("request", call.method)
+        return self._caller.reach(call)
 
     def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription that the directory lists, if this worker may publish there."""

@@ -98,11 +98,12 @@ class Exchange(Desk):
         if self.work.running and threading.get_ident() == self.home:
             self._over.set()  # a handler ends its own server: `serve_forever` returns behind it
             return
-        self.topics.stop()
-        if not self._gone:
-            self.goodbye()
-            self.finish(grace)
-        self.close()
+        with self.finishing:
+            self.topics.stop()
+            if not self._gone:
+                self.goodbye()
+                self.finish(grace)
+            self.close()
 
     # Router
 
@@ -137,6 +138,9 @@ class Exchange(Desk):
         """Return the link of one client; see Router."""
         self.require_own()
         return self._link_of(call)
+
+    def trial(self, link: Link, name: str) -> None:
+        """Let everything pass: there is no other destination to turn to; see Router."""
 
     def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
         """Return the loss as it is: no more can be known; see Router."""

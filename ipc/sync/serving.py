@@ -78,7 +78,7 @@ class Server(QuietHost):
         self.on_published: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
         self.on_lost: Callable[[Link], None] = lambda _link: None
         self.before_sleep: Callable[[], None] = lambda: None
-        self.streams = StreamServer(registry, links.instance_name(launch), self)
+        self.streams = StreamServer(registry, links.instance_name(launch), self, gate)
         self._launch = launch
         self._registry = registry
         self._port = port

@@ -28,8 +28,10 @@ from smartipc.ipc.errors import (
 )
 from smartipc.ipc.flows import LEFT, FlowHandler, Reception, cancelled, encode_item, fault_of_handler
 from smartipc.ipc.protocol.events import OpenReceived, StreamAccepted, StreamEvent
+from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.heads import Fault
 
 S = TypeVar("S")
@@ -56,6 +58,10 @@ class Reach(Waits, Protocol):
 
     def reach(self, call: Call) -> Link:
         """Choose who gets it, wait until it can be reached, and return the link to it."""
+        ...
+
+    def trial(self, link: Link, name: str) -> Trial | None:
+        """Ask before something is opened over the link: raises CircuitOpen; what is returned is told the outcome."""
         ...
 
     def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
@@ -351,7 +357,7 @@ class Opener(Generic[F]):
         while True:
             link = self._reach.reach(call)
             try:
-                self._flow = self._open(link, call)
+                self._flow = self._try(link, call)
             except CallError as error:
                 if attempts.after(error, idempotent=False, attempt=1) != "again":
                     raise
@@ -362,6 +368,23 @@ class Opener(Generic[F]):
                 if call.deadline - time.monotonic() <= attempts.BACKOFF:
                     raise RequestTimeout(call.timeout, "it was refused", method=call.method, processed="no")
                 time.sleep(attempts.BACKOFF)
+
+    def _try(self, link: Link, call: Call) -> F:
+        """Open over this link, and tell the destination's circuit breaker how it went."""
+        trial = self._reach.trial(link, call.method)
+        if trial is None:
+            return self._open(link, call)
+        try:
+            flow = self._open(link, call)
+        except SmartIpcError as error:
+            if trial.failed(error, time.monotonic()):
+                log.warning("circuit.changed: %r", trial)
+            raise
+        except BaseException:  # interrupted
+            trial.abandon()
+            raise
+        trial.passed(time.monotonic())
+        return flow
 
     def _open(self, link: Link, call: Call) -> F:
         flow = self._make(link)
@@ -408,20 +431,26 @@ class StreamServer:
         registry: the handlers.
         instance: who we are, for faults.
         server: runs what is posted, and knows how to wait.
+        gate: what may come in; None for all.
     """
 
-    def __init__(self, registry: Registry, instance: str, server: Serves) -> None:
+    def __init__(self, registry: Registry, instance: str, server: Serves, gate: Gate | None) -> None:
         self.active: set[_Producer] = set()
         """The generators that are not through."""
         self._registry = registry
         self._instance = instance
         self._server = server
+        self._gate = gate
 
     def __repr__(self) -> str:
         return f"<StreamServer {len(self.active)} generators>"
 
     def on_open(self, link: Link, event: OpenReceived) -> None:
         """Let the home thread start the handler, or refuse. Called where links are read."""
+        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
+        if refused is not None:
+            refuse_open(link, event, self._registry.fault(refused, ()))
+            return
         handler = self._registry.find_flow(event.method, duplex=event.duplex)
         if isinstance(handler, Fault):
             refuse_open(link, event, handler)

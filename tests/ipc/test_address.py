@@ -105,3 +105,9 @@ def test_whether_bytes_can_leave_the_host(text: str, local: bool) -> None:
 def test_a_bound_host_becomes_an_address() -> None:
     assert str(of_host("tcp", "::1", 80)) == "tcp://[::1]:80"
     assert str(of_host("tls", "host", 80)) == "tls://host:80"
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"unix:///a"])
+def test_what_is_no_text_is_no_address(wrong: object) -> None:
+    with pytest.raises(ValueError, match="is not an address: expected a text"):
+        parse(wrong)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -183,3 +184,75 @@ def test_a_published_message_is_kept_when_its_publisher_stops_waiting(address: s
             assert [(await anext(messages)).payload for _ in range(2)] == [1, 2]
 
     run(main())
+
+
+def test_a_timeout_of_a_handler_that_ran_does_not_claim_that_it_did_not(address: str) -> None:
+    async def main() -> None:
+        async with both(address) as (server, client):
+            ran = asyncio.Event()
+
+            async def slow(_payload: None) -> None:
+                ran.set()
+                await asyncio.Event().wait()
+
+            server.handler("slow")(slow)
+            for _ in range(2):
+                ran.clear()
+                with pytest.raises(RequestTimeout) as caught:
+                    await client.request("slow", timeout=0.05)
+                assert ran.is_set()
+                assert (caught.value.processed, caught.value.timeout) == ("maybe", 0.05)
+                assert caught.value.instance == "srv"
+
+    run(main())
+
+
+def test_a_forked_child_is_refused_and_harms_nothing(address: str) -> None:
+    async def main() -> None:
+        async with both(address) as (server, client), client.subscribe("a.b") as messages:
+            assert await client.request("echo", 1) == 1
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os._exit(asyncio.run(refusals(server, client)))  # Python sees no running loop in a child
+                except BaseException:
+                    os._exit(100)
+            _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert await client.request("echo", 2) == 2
+            await server.publish("a.b", 3)
+            assert (await anext(messages)).payload == 3
+            assert client.state == "connected"
+            async with smartipc.connect(address) as another:
+                assert await another.request("echo", 4) == 4
+
+    run(main())
+
+
+async def refusals(server: IpcServer, client: IpcClient) -> int:
+    """Try everything, as a forked child; return how much of it was not refused."""
+
+    async def opened(what: Any) -> None:
+        async with what():
+            pass
+
+    attempts: list[Callable[[], Any]] = [
+        lambda: client.request("echo", 2),
+        lambda: client.notify("echo", 2),
+        lambda: client.broadcast("echo", 2),
+        lambda: client.publish("a.c", 2),
+        lambda: anext(client.map("echo", [1])),
+        lambda: opened(lambda: client.subscribe("a.d")),
+        lambda: opened(lambda: client.open_stream("s", 1)),
+        lambda: server.request("x", 1, to=server.clients[0]),
+        lambda: server.publish("a.b", 1),
+    ]
+    left = len(attempts)
+    for attempt in attempts:
+        try:
+            await attempt()
+        except LocalProtocolError as error:
+            left -= "fork" in str(error)
+    await client.aclose()
+    await server.aclose()
+    return left

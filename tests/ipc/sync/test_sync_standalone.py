@@ -152,3 +152,39 @@ def test_who_is_asked_must_be_said(server: SyncEnd, address: str) -> None:
             server.request("echo", 1)
         with pytest.raises(LocalProtocolError, match="one server"):
             client.request("echo", 1, slot=0)
+
+
+@pytest.mark.parametrize("grace", [5.0, 0.0])
+def test_two_threads_that_close_at_once_both_return(address: str, grace: float) -> None:
+    """The one in `with` leaves because the other one closes: whoever is second finds it closed."""
+    for _ in range(20):
+        errors: list[BaseException] = []
+        serving = threading.Event()
+        servers: list[sync.IpcServer] = []
+
+        def serve(errors: list[BaseException], serving: threading.Event, servers: list[sync.IpcServer]) -> None:
+            try:
+                with sync.serve(address) as server:
+                    servers.append(server)
+                    server.handler("echo")(lambda payload: payload)
+                    serving.set()
+                    server.serve_forever()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=serve, args=(errors, serving, servers))
+        thread.start()
+        assert serving.wait(10)
+        client = sync.connect(address)
+        assert client.request("echo", 1) == 1
+        closers = [threading.Thread(target=client.close, args=(grace,)) for _ in range(2)]
+        for closer in closers:
+            closer.start()
+        servers[0].close(grace)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert errors == []
+        for closer in closers:
+            closer.join(20)
+            assert not closer.is_alive()
+        assert client.state == "closed"

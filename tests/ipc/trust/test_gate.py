@@ -6,17 +6,25 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
-from smartipc.ipc.contracts import Method
+from smartipc.ipc.contracts import Channel, Method, Stream
 from smartipc.ipc.control import Allow, BreakerPlan
-from smartipc.ipc.errors import CircuitOpen, ConnectionLost, PermissionDenied, RateLimited, RequestTimeout
+from smartipc.ipc.errors import (
+    CircuitOpen,
+    ConnectionLost,
+    PermissionDenied,
+    RateLimited,
+    RequestTimeout,
+    SmartIpcError,
+)
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.resilience.budget import RESERVE
+from smartipc.ipc.streaming import IpcChannel
 from smartipc.ipc.sync.handle import SmartIpc as BlockingIpc
 from smartipc.ipc.sync.testing import Stage, StagePort
 
@@ -155,6 +163,101 @@ def test_a_blocking_worker_is_held_to_the_same(live: Callable[[Scene], None]) ->
     live(scene)
 
 
+rows = Stream("w.rows", int, int)
+chat = Channel("w.chat", send=int, receive=int)
+
+
+def flows(ipc: SmartIpc | BlockingIpc, ran: list[str]) -> None:
+    def each(count: int) -> Iterator[int]:
+        ran.append("rows")
+        yield from range(count)
+
+    ipc.handler(rows)(each)
+    if isinstance(ipc, SmartIpc):
+
+        async def converse(_channel: IpcChannel[int, int]) -> None:
+            ran.append("chat")
+
+        ipc.handler(chat)(converse)
+    else:
+        ipc.handler(chat)(lambda _channel: ran.append("chat"))
+
+
+async def opens(ipc: SmartIpc) -> list[str]:
+    """Open one of each; return how each went."""
+    went: list[str] = []
+    for opener in (ipc.open_stream(rows, 2), ipc.open_channel(chat)):
+        try:
+            async with opener as flow:
+                went.append(str([item async for item in flow]))
+        except SmartIpcError as error:
+            went.append(f"{type(error).__name__} {getattr(error, 'processed', '')}")
+    return went
+
+
+def opens_blocking(ipc: BlockingIpc) -> list[str]:
+    went: list[str] = []
+    for opener in (ipc.open_stream(rows, 2), ipc.open_channel(chat)):
+        try:
+            with opener as flow:
+                went.append(str(list(flow)))
+        except SmartIpcError as error:
+            went.append(f"{type(error).__name__} {getattr(error, 'processed', '')}")
+    return went
+
+
+@pytest.mark.parametrize("serving", ["async", "blocking"])
+def test_streams_and_channels_are_opened_by_the_same_rules(live: Callable[[Scene], None], serving: str) -> None:
+    async def scene(stage: Stage) -> None:
+        ran: list[str] = []
+        here = threading.Event()
+
+        def blocking(ipc: BlockingIpc) -> None:
+            flows(ipc, ran)
+            here.set()
+            ipc.serve()
+
+        async with contextlib.AsyncExitStack() as stack:
+            c = await stack.enter_async_context(handle(stage, "c"))
+            if serving == "async":
+                w = await stack.enter_async_context(handle(stage, "w", rate_limit=4.0))
+                flows(w, ran)
+                await w.ready()
+            else:
+                stack.enter_context(stage.running(stage.add("w", rate_limit=4.0), blocking))
+                await asyncio.to_thread(here.wait, 20)
+            assert await opens(c) == ["[0, 1]", "[]"]
+
+            # the opener keeps to its own configuration
+            guarded = await stack.enter_async_context(handle(stage, "guarded", allow=SOME))
+            assert await opens(guarded) == ["PermissionDenied no"] * 2
+            went: list[str] = []
+            with stage.running(stage.add("b", allow=SOME), lambda ipc: went.extend(opens_blocking(ipc))):
+                await until(lambda: len(went) == 2)
+            assert went == ["PermissionDenied no"] * 2
+
+            # one that does not is refused at the other end
+            stage._entries["c:0"] = msgspec.structs.replace(stage._entries["c:0"], allow=SOME)
+            stage.tell()
+            await until(lambda: c.peers["w"][0].ready)
+            assert await opens(c) == ["PermissionDenied no"] * 2
+            stage._entries["c:0"] = msgspec.structs.replace(stage._entries["c:0"], allow=None)
+            stage.tell()
+
+            # each opening is one of the calls that `rate_limit` counts: two of four are left
+            assert ran == ["rows", "chat"]
+            went = await opens(c) + await opens(c)
+            assert went[-1] == "RateLimited no"
+            assert went[:2] == ["[0, 1]", "[]"]
+
+    live(scene)
+
+
+async def until(look: Callable[[], bool]) -> None:
+    while not look():
+        await asyncio.sleep(0.005)
+
+
 def test_a_rate_limit_answers_with_when_to_come_again(live: Callable[[Scene], None]) -> None:
     async def scene(stage: Stage) -> None:
         stopped = threading.Event()
@@ -224,6 +327,49 @@ def test_a_circuit_opens_lets_a_probe_through_and_closes(live: Callable[[Scene],
                 "fine", "fine", "well"
             ]  # fmt: skip
             assert await c.request("w.m") == "well"
+
+    live(scene)
+
+
+def test_a_circuit_is_told_how_openings_went(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        proceed = threading.Event()
+
+        def busy(ipc: BlockingIpc) -> None:
+            """Be ready, and do not turn."""
+            flows(ipc, [])
+            ipc.ready()
+            proceed.wait(20)
+            ipc.serve()
+
+        def blocking(ipc: BlockingIpc) -> None:
+            for _ in range(4):
+                with pytest.raises(RequestTimeout), ipc.open_stream(rows, 1, timeout=0.02):
+                    pass
+            with pytest.raises(CircuitOpen), ipc.open_stream(rows, 1):
+                pass
+
+        def run() -> None:
+            with stage.running(stage.add("b", breaker=PLAN), blocking):
+                pass
+
+        with stage.running(stage.add("w"), busy):
+            async with handle(stage, "c", breaker=PLAN) as c:
+                for _ in range(4):
+                    with pytest.raises(RequestTimeout):
+                        async with c.open_stream(rows, 1, timeout=0.02):
+                            pass
+                with pytest.raises(CircuitOpen) as caught:
+                    async with c.open_stream(rows, 1):
+                        pass
+                assert (caught.value.instance, caught.value.method) == ("w:0", "w.rows")
+                await asyncio.to_thread(run)
+                proceed.set()
+                await asyncio.sleep(0.31)  # the circuit's `open`
+                for _ in range(2):  # the probe, and then as before
+                    async with c.open_stream(rows, 2) as items:
+                        assert [item async for item in items] == [0, 1]
+                assert c._caller.circuits.states() == {}
 
     live(scene)
 
