@@ -152,7 +152,11 @@ WORKER_FIELDS = {
     "breaker": Field(
         Either(Choice(("off",)), BREAKER), "when calls to an instance are held back because too many of them fail"
     ),
-    "rate_limit": Field(Rate(), "calls that an instance takes, with a burst of one second's worth", "none"),
+    "rate_limit": Field(
+        Rate(),
+        "calls, one-way messages, streams and channels that an instance takes, with a burst of one second's worth",
+        "none",
+    ),
     "env": Field(_ENV, "environment variables", "{}"),
     "env_file": Field(_PATH, "file of NAME=value lines"),
     "cwd": Field(_PATH, "working directory, relative to the file", "."),
