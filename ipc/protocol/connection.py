@@ -5,8 +5,10 @@ The integrator calls `start`, feeds `receive_data` and `receive_eof`, writes wha
 breaks the protocol gets one FATAL frame, and the integrator one `Closed` event, after which nothing follows. Misuse by
 the integrator raises LocalProtocolError. No sockets, clocks, locks or payload types: see drivers and wire.codec.
 
-This file is a little longer than the house rule because the parse loop and its handlers share state that would be
-passed around otherwise.
+This is the hub: reading frames, what is said in single ones, time, and the end. What needs state of its own is a
+component with its handlers in the table here: the handshake (greeting), our calls (calls), the peer's requests
+(requests), pings, streams, topics, buffers, and what waits to be sent (outbox). What is left here is longer than other
+files: reading and saying share its state, and a call from one file to another would be paid for every message.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from smartipc.ipc.protocol.buffers import Buffers
 from smartipc.ipc.protocol.calls import Calls
 from smartipc.ipc.protocol.events import (
     CallExpired,
-    CancelReceived,
     Closed,
     ConsumedReceived,
     ErrorReceived,
@@ -42,13 +43,14 @@ from smartipc.ipc.protocol.events import (
     NotifiesReceived,
     NotifyReceived,
     Opened,
-    PongReceived,
     ReplyReceived,
-    RequestReceived,
 )
+from smartipc.ipc.protocol.greeting import Greeting
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.outbox import Outbox
+from smartipc.ipc.protocol.pings import Pings
 from smartipc.ipc.protocol.reassembly import Reassembly
+from smartipc.ipc.protocol.requests import Requests
 from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
 from smartipc.ipc.protocol.streams import Streams
 from smartipc.ipc.protocol.tally import SAMPLED, Tally, count_of
@@ -59,7 +61,6 @@ from smartipc.ipc.wire.frames import (
     FRAGMENTABLE,
     HEADER,
     HEADER_SIZE,
-    PREFACE,
     RESERVED,
     Flag,
     Kind,
@@ -70,7 +71,6 @@ from smartipc.ipc.wire.limits import Limits
 from smartipc.ipc.wire.receive_buffer import ReceiveBuffer
 from smartipc.ipc.wire.text import shown
 
-_OVERLOADED = Fault(8, "Overloaded", "too many requests in flight", retryable=True, processed=0)
 _DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True, processed=0)
 _RESPONSE = int(Kind.RESPONSE)
 _REQUEST = int(Kind.REQUEST)
@@ -85,19 +85,8 @@ _OOB = int(Flag.OOB)
 _DATA = int(Kind.DATA)
 _UNKNOWN_FLAGS = 0xFF & ~(_MORE | _IGNORABLE)
 _FRAGMENTABLE = frozenset(int(kind) for kind in FRAGMENTABLE)
-_EXPECTED = {
-    ("server", False): frozenset({Kind.HELLO}),
-    ("server", True): frozenset({Kind.AUTH, Kind.FATAL}),
-    ("client", False): frozenset({Kind.WELCOME, Kind.REJECT, Kind.FATAL}),
-    ("client", True): frozenset({Kind.AUTH_OK, Kind.REJECT, Kind.FATAL}),
-}
-"""Kinds that may come before the handshake is over, by our role and whether HELLO and WELCOME are exchanged."""
-_LOOK_BACK = 256
-"""Events of one read among which a cancelled request is looked for, so that a flood of both costs no square."""
 _CACHE = 1024
-"""Heads of requests that are kept, encoded and decoded ones; a table is emptied when it is full."""
-_CACHED_HEAD = 128
-"""Bytes of the largest received head that is kept."""
+"""Encoded heads of requests that are kept; the table is emptied when it is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +128,6 @@ class Connection:
         admit: Callable[[Identity], str] | None = None,
         features: tuple[str, ...] | None = None,
     ) -> None:
-        self._features = handshake.FEATURES if features is None else features
-        self._auth = auth
-        self._discreet = auth is not None and not auth.same_user
-        self._admit = admit
-        self._held: list[bytes | bytearray] | None = None if auth is None else []
-        """Handshake bytes to send while all else must wait for the peer's proof; None when nothing must."""
-        self._spoken = b""
-        self._preauth_left = limits.preauth
-        self._answer: tuple[Identity, int, list[str]] | None = None
         self.role: Literal["client", "server"] = role
         self.identity = identity
         self.limits = limits
@@ -157,51 +137,56 @@ class Connection:
         self._ignored = 0
         self._received = 0
         self._message_limit = limits.message
+        self.tally = Tally()
+        """What this connection has carried."""
         self._calls = Calls(1 if role == "client" else 2)
-        self._serving: set[int] = set()
-        self._heavy: dict[int, int] = {}
-        """Sizes of the large ones among the requests that are served."""
-        self._heavy_bytes = 0
-        self._refuse: Fault | None = None
         self._in = ReceiveBuffer()
         self._parts = Reassembly(limits)
         self._out = Outbox(limits.chunk)
+        self._greeting = Greeting(
+            role, identity, limits, self._out, auth=auth, admit=admit, opened=self._open, ended=self._end
+        )
+        self._features = handshake.FEATURES if features is None else features
+        self._requests = Requests(self._calls, self._out, self._parts, limits, self.tally)
+        self.reply = self._requests.reply
+        """Answer a request; see Requests.reply."""
+        self.fail = self._requests.fail
+        """Answer a request with an error; see Requests.fail."""
+        self._pings = Pings(self._out, limits)
+        self.ping = self._pings.send
+        """Queue a ping; see Pings.send."""
         self.streams = Streams(self._calls, self._out, self._parts, limits)
         """The streams and channels of this connection."""
-        self.streams.discreet = self._discreet
         self.buffers = Buffers(self._out, limits)
         """What is lent to the peer and borrowed from it."""
         self.streams.receive = self.buffers.receive
+        self.streams.discreet = self._requests.discreet = auth is not None and not auth.same_user
         self.topics = Topics(self._out, limits)
         """Its subscriptions, where there is no supervisor."""
         self.features: frozenset[str] = frozenset()
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
-        self.tally = Tally()
-        """What this connection has carried."""
         self._heads: dict[tuple[str, int, int], bytes] = {}
-        self._read_heads: dict[bytes, heads.RequestHead] = {}
-        self._preface_due = True
-        self._preface_sent = False
         self._handshake_by: float | None = None
         self._partial_since: float | None = None
-        self._ping_sequence = 0
-        self._pings_sent: dict[int, float] = {}
-        self._ping_window = (0.0, 0)
-        self._handlers: dict[int, Callable[[int, bytes, bytes, float, list[Event]], None]] = {
-            Kind.HELLO: self._on_hello,
-            Kind.WELCOME: self._on_welcome,
-            Kind.REJECT: self._on_reject,
-            Kind.AUTH: self._on_auth,
-            Kind.AUTH_OK: self._on_auth_ok,
-            Kind.PING: self._on_ping,
-            Kind.PONG: self._on_pong,
+        self._handlers = self._table()
+
+    def _table(self) -> dict[int, Callable[[int, bytes, bytes, float, list[Event]], None]]:
+        """Return who takes which kind of frame; DATA goes to the streams by itself, for its flags."""
+        return {
+            Kind.HELLO: self._greeting.on_hello,
+            Kind.WELCOME: self._greeting.on_welcome,
+            Kind.REJECT: self._greeting.on_reject,
+            Kind.AUTH: self._greeting.on_auth,
+            Kind.AUTH_OK: self._greeting.on_auth_ok,
+            Kind.PING: self._pings.on_ping,
+            Kind.PONG: self._pings.on_pong,
             Kind.GOAWAY: self._on_goaway,
             Kind.FATAL: self._on_fatal,
-            Kind.REQUEST: self._on_request,
+            Kind.REQUEST: self._requests.on_request,
             Kind.RESPONSE: self._on_response,
             Kind.ERROR: self._on_error,
-            Kind.CANCEL: self._on_cancel,
+            Kind.CANCEL: self._requests.on_cancel,
             Kind.NOTIFY: self._on_notify,
             Kind.NOTIFY_BATCH: self._on_notifies,
             Kind.MSG: self._on_message,
@@ -232,7 +217,7 @@ class Connection:
             self.state,
             self.peer,
             len(self._calls),
-            len(self._serving),
+            len(self._requests),
             self.late_replies,
             self._ignored,
             self._received,
@@ -249,10 +234,10 @@ class Connection:
 
     def start(self, now: float) -> None:
         """Begin. The client queues its preface and HELLO, and may send requests right behind them."""
+        self._greeting.offered = self._features + self.buffers.features
         if self.role == "client":
             self._handshake_by = now + self.limits.handshake_timeout
-            hello = handshake.hello(self.identity, self.limits, self._auth, self._offered)
-            self._send_handshake(Kind.HELLO, heads.encoder.encode(hello))
+            self._greeting.begin()
         else:
             self._handshake_by = now + self.limits.accept_timeout
 
@@ -294,7 +279,8 @@ class Connection:
     @property
     def has_data(self) -> bool:
         """Whether data_to_send has something."""
-        return bool(self._out) if self._held is None else bool(self._held)
+        held = self._greeting.held
+        return bool(self._out) if held is None else bool(held)
 
     @property
     def outbox(self) -> Outbox:
@@ -319,8 +305,9 @@ class Connection:
 
         Call again while `has_data` and the transport takes more, so that new control frames overtake large ones.
         """
-        if self._held is not None:
-            held, self._held = self._held, []
+        greeting = self._greeting
+        if greeting.held is not None:
+            held, greeting.held = greeting.held, []
             return held
         return self._out.take()
 
@@ -455,43 +442,15 @@ class Connection:
         if self.state is not ConnectionState.CLOSED:
             self._control(Kind.ACK, number, heads.AckHead(count))
 
-    def reply(self, ident: int, payload: bytes) -> None:
-        """Answer a request; ignored if it was cancelled or the connection is over.
-
-        Raises:
-            FrameTooLarge: the reply exceeds the limit; the request is still unanswered.
-        """
-        if ident in self._serving:
-            if len(payload) > self._message_limit:
-                raise FrameTooLarge(len(payload), self._message_limit, "reply")
-            self._serving.discard(ident)
-            if self._heavy:
-                self._lighten(ident)
-            self._out.add(_RESPONSE, ident, b"", payload)
-
-    def fail(self, ident: int, fault: Fault) -> None:
-        """Answer a request with an error; ignored as reply is."""
-        if ident in self._serving:
-            self._serving.discard(ident)
-            self._lighten(ident)
-            self._answer_fault(ident, fault)
-
     def cancel(self, ident: int) -> None:
         """Forget a request of ours and tell the peer; what it still answers is dropped and counted."""
         if self._calls.remove(ident):
             self._withdraw(ident)
 
-    def ping(self, now: float) -> int:
-        """Queue a ping and return its sequence number; PongReceived tells the round trip."""
-        self._ping_sequence += 1
-        self._pings_sent[self._ping_sequence] = now
-        self._control(Kind.PING, 0, heads.PingHead(self._ping_sequence))
-        return self._ping_sequence
-
     def goodbye(self, reason: str = "") -> None:
         """Refuse requests from now on, telling the peer that it may safely try elsewhere."""
-        if self._refuse is None and self.state is not ConnectionState.CLOSED:
-            self._refuse = self.streams.refuse = _DRAINING
+        if self._requests.refuse is None and self.state is not ConnectionState.CLOSED:
+            self._requests.refuse = self.streams.refuse = _DRAINING
             self._control(Kind.GOAWAY, 0, heads.Reason(reason[:200]))
 
     def close(self, reason: str = "closed here") -> list[Event]:
@@ -501,14 +460,11 @@ class Connection:
             self._end(None, reason, events)
         return events
 
-    def _lighten(self, ident: int) -> None:
-        self._heavy_bytes -= self._heavy.pop(ident, 0)
-
     # parsing
 
     def _parse(self, now: float, events: list[Event]) -> None:
         buffer = self._in
-        if self._preface_due and not self._read_preface(buffer):
+        if self._greeting.preface_due and not self._greeting.read_preface(buffer):
             return
         data, offset = buffer.data, buffer.offset
         began, end = offset, len(data)
@@ -522,7 +478,7 @@ class Connection:
             if size > limits.frame or head_size > size or head_size > limits.head or kind not in known or flags:
                 size, kind = self._check_header(size, kind, flags, head_size)
             elif self.state is ConnectionState.OPENING:
-                self._check_opening(size, kind)
+                self._greeting.check(size, kind)
             body = offset + HEADER_SIZE
             stop = body + size
             if stop > end:
@@ -536,7 +492,7 @@ class Connection:
                 continue
             at = body + head_size
             if kind == _REQUEST and not flags and not halves:
-                self._on_request(ident, bytes(data[body:at]), bytes(data[at:stop]), now, events)
+                self._requests.on_request(ident, bytes(data[body:at]), bytes(data[at:stop]), now, events)
                 continue
             self._dispatch(kind, flags, ident, bytes(data[body:at]), data[at:stop], now, events)
             if self.state is ConnectionState.CLOSED:
@@ -574,16 +530,6 @@ class Connection:
             whole = self.buffers.receive(whole)
         self._handlers[kind](ident, head, whole, now, events)
 
-    def _read_preface(self, buffer: ReceiveBuffer) -> bool:
-        start = bytes(buffer.data[buffer.offset : buffer.offset + len(PREFACE)])
-        if start != PREFACE[: len(start)]:
-            raise RemoteProtocolError(f"not SIPC/1: the peer began with {start!r}")
-        if len(start) < len(PREFACE):
-            return False
-        buffer.offset += len(PREFACE)
-        self._preface_due = False
-        return True
-
     def _check_header(self, size: int, kind: int, flags: int, head_size: int) -> tuple[int, int]:
         """Judge a header that is not the plain case, before a byte of its body is kept."""
         if kind in (0x00, 0xFF):
@@ -605,104 +551,19 @@ class Connection:
         if flags & _MORE and kind not in _FRAGMENTABLE and kind != _DATA:
             raise RemoteProtocolError(f"frame kind 0x{kind:02x} cannot be cut")
         if self.state is ConnectionState.OPENING:
-            self._check_opening(size, kind)
+            self._greeting.check(size, kind)
         return size, kind
-
-    def _check_opening(self, size: int, kind: int) -> None:
-        if kind not in _EXPECTED[self.role, self._answer is not None]:
-            raise RemoteProtocolError(f"frame kind 0x{kind:02x} before the handshake")
-        if size > self._preauth_left:
-            raise FrameTooLarge(size, self._preauth_left, "handshake frame")
 
     # frames
 
-    def _on_hello(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        self._only_opening()
-        theirs = heads.decode(head, heads.Hello)
-        try:
-            answer = handshake.welcome(theirs, self.identity, self.limits, self._auth, self._offered)
-            peer = self._admitted(theirs)
-        except (RemoteProtocolError, AuthenticationFailed) as error:
-            self._reject(error, events)
-            return
-        heard = PREFACE + frame(Kind.HELLO, ident, head, payload)
-        self._send_handshake(Kind.WELCOME, heads.encoder.encode(answer))
-        if self._auth is None:
-            self._open(peer, theirs.message_limit, answer.features, events)
-        else:
-            self._preauth_left -= len(heard)
-            self._auth.bind(heard, self._spoken)
-            self._answer = (peer, theirs.message_limit, answer.features)
-
-    def _on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        self._only_opening()
-        theirs = heads.decode(head, heads.Welcome)
-        handshake.check_welcome(theirs, self._auth, self._offered)
-        peer = self._admitted(theirs)
-        if self._auth is None:
-            self._open(peer, theirs.message_limit, theirs.features, events)
-        else:
-            heard = PREFACE + frame(Kind.WELCOME, ident, head, payload)
-            self._preauth_left -= len(heard)
-            self._auth.bind(self._spoken, heard)
-            self._answer = (peer, theirs.message_limit, theirs.features)
-            self._prove(Kind.AUTH)
-
-    def _on_auth(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        self._only_opening()
-        assert self._auth is not None
-        assert self._answer is not None
-        try:
-            self._auth.check("client", heads.decode(head, heads.Proof).mac)
-        except AuthenticationFailed as error:
-            self._reject(error, events)
-            return
-        self._prove(Kind.AUTH_OK)
-        self._open(*self._answer, events)
-
-    def _on_auth_ok(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        self._only_opening()
-        assert self._auth is not None
-        assert self._answer is not None
-        self._auth.check("server", heads.decode(head, heads.Proof).mac)
-        self._open(*self._answer, events)
-
-    def _prove(self, kind: Literal[Kind.AUTH, Kind.AUTH_OK]) -> None:
-        assert self._auth is not None
-        assert self._held is not None
-        self._held.append(frame(kind, 0, heads.encoder.encode(heads.Proof(self._auth.proof(self.role)))))
-
-    def _admitted(self, theirs: heads.Hello | heads.Welcome) -> Identity:
-        peer = handshake.identity_of(theirs)
-        refusal = self._admit(peer) if self._admit is not None else ""
-        if refusal:
-            raise AuthenticationFailed(refusal)
-        return peer
-
-    def _reject(self, error: RemoteProtocolError | AuthenticationFailed, events: list[Event]) -> None:
-        """Answer a peer that must not come in with one REJECT frame, and end."""
-        self._release(forget=True)
-        reject = heads.Reject(error.reason, 0, handshake.MINOR, isinstance(error, AuthenticationFailed))
-        self._send_handshake(Kind.REJECT, heads.encoder.encode(reject))
-        self._end(error, error.reason, events)
-
-    @property
-    def _offered(self) -> tuple[str, ...]:
-        return self._features + self.buffers.features
-
-    def _only_opening(self) -> None:
-        if self.state is not ConnectionState.OPENING:
-            raise RemoteProtocolError("a second handshake")
-
     def _open(self, peer: Identity, message_limit: int, features: list[str], events: list[Event]) -> None:
-        self._release()
         self.peer = peer
         self._message_limit = min(self.limits.message, max(0, message_limit))
         self.features = frozenset(features)
         self._known = _KNOWN.union(*(FEATURES.get(name, ()) for name in features))
         self.streams.negotiated = "streams" in self.features
         self._out.batching = "batch" in self.features
-        self.streams.message_limit = self._message_limit
+        self.streams.message_limit = self._requests.message_limit = self._message_limit
         self.buffers.open(features)
         self._out.open()
         self.topics.negotiated = "topics" in self.features
@@ -710,37 +571,6 @@ class Connection:
         self._handshake_by = None
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
         events.append(Opened(self.peer))
-
-    def _release(self, *, forget: bool = False) -> None:
-        """Let what waited for the handshake go out behind it; with `forget`, drop it instead."""
-        if forget:
-            self._out.clear()
-        if self._held is not None:
-            self._out.control[:0] = self._held
-            self._held = None
-
-    def _on_reject(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        self._only_opening()
-        reject = heads.decode(head, heads.Reject)
-        reason = shown(reject.reason)
-        self._release(forget=True)
-        if reject.authentication:
-            self._end(AuthenticationFailed(f"refused by the peer: {reason}"), reason, events)
-        else:
-            self._end(RemoteProtocolError(f"refused by the peer: {reason}"), reason, events)
-
-    def _on_ping(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        since, count = self._ping_window
-        self._ping_window = (since, count + 1) if now - since < 1.0 else (now, 1)
-        if self._ping_window[1] > self.limits.pings:
-            raise RemoteProtocolError("too many pings")
-        self._control(Kind.PONG, ident, heads.decode(head, heads.PingHead))
-
-    def _on_pong(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        sequence = heads.decode(head, heads.PingHead).sequence
-        sent = self._pings_sent.pop(sequence, None)
-        if sent is not None:
-            events.append(PongReceived(sequence, now - sent))
 
     def _on_goaway(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         reason = shown(heads.decode(head, heads.Reason).reason)
@@ -750,31 +580,6 @@ class Connection:
     def _on_fatal(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         reason = shown(heads.decode(head, heads.Reason).reason)
         self._end(LocalProtocolError(f"the peer refused our bytes: {reason}"), reason, events)
-
-    def _on_request(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
-        if self._calls.owns(ident) or ident in self._serving or ident == 0:
-            raise RemoteProtocolError(f"request id {ident} is not the peer's to use")
-        self.tally.received += 1
-        fields = self._read_heads.get(head)
-        if fields is None:
-            fields = heads.decode(head, heads.RequestHead)
-            if fields.headers is None and len(head) <= _CACHED_HEAD:
-                if len(self._read_heads) >= _CACHE:
-                    self._read_heads.clear()
-                self._read_heads[head] = fields
-        refuse = self._refuse or (_OVERLOADED if len(self._serving) >= self.limits.inflight else None)
-        if len(payload) > self.limits.chunk and refuse is None:
-            if self._heavy_bytes + len(payload) > self.limits.heavy:
-                refuse = _OVERLOADED
-            else:
-                self._heavy[ident] = len(payload)
-                self._heavy_bytes += len(payload)
-        if refuse is not None:
-            self._answer_fault(ident, refuse)
-            return
-        self._serving.add(ident)
-        deadline = now + fields.timeout_ms / 1000 if fields.timeout_ms > 0 else None
-        events.append(RequestReceived(ident, fields.method, payload, deadline, fields.headers, fields.attempt, now))
 
     def _on_response(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         if self._answered(ident):
@@ -796,18 +601,6 @@ class Connection:
             raise RemoteProtocolError(f"an answer to request {ident}, which was never sent")
         self.late_replies += 1
         return False
-
-    def _on_cancel(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
-        self._parts.drop(_REQUEST, ident)
-        if ident in self._serving:
-            self._serving.discard(ident)
-            self._lighten(ident)
-            for index in range(len(events) - 1, max(-1, len(events) - 1 - _LOOK_BACK), -1):
-                event = events[index]
-                if isinstance(event, RequestReceived) and event.id == ident:
-                    del events[index]  # read together: a handler that was kept from running must not start now
-                    return
-            events.append(CancelReceived(ident))
 
     def _on_notify(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         fields = heads.decode(head, heads.RequestHead)
@@ -864,16 +657,6 @@ class Connection:
     def _control(self, kind: Kind, ident: int, head: msgspec.Struct) -> None:
         self._out.control.append(frame(kind, ident, heads.encoder.encode(head)))
 
-    def _send_handshake(self, kind: Kind, head: bytes) -> None:
-        data = frame(kind, 0, head) if self._preface_sent else PREFACE + frame(kind, 0, head)
-        self._preface_sent = True
-        self._spoken += data
-        (self._out.control if self._held is None else self._held).append(data)
-
-    def _answer_fault(self, ident: int, fault: Fault) -> None:
-        encoded = heads.encode_fault(fault, self.limits.chunk, discreet=self._discreet)
-        self._out.add_frame(frame(Kind.ERROR, ident, b"", encoded))
-
     def _withdraw(self, ident: int) -> None:
         if self._out.drop(_REQUEST, ident):
             self._out.control.append(frame(Kind.CANCEL, ident))
@@ -881,9 +664,9 @@ class Connection:
     def _fail(self, error: RemoteProtocolError | AuthenticationFailed, events: list[Event]) -> None:
         """Answer a broken peer with one FATAL frame and end."""
         self._out.clear()
-        self._held = None
+        self._greeting.held = None
         fatal = frame(Kind.FATAL, 0, heads.encoder.encode(heads.Reason(str(error)[:200])))
-        self._out.control.append(fatal if self._preface_sent else PREFACE + fatal)
+        self._out.control.append(self._greeting.first(fatal))
         self._end(error, str(error), events, keep_output=True)
 
     def _end(
@@ -904,8 +687,7 @@ class Connection:
         )
         events.extend(self.streams.lost())
         self._calls.clear()
-        self._serving.clear()
-        self._heavy.clear()
+        self._requests.clear()
         self._parts.clear()
         self.buffers.close()
         self._in.clear()

@@ -1,4 +1,4 @@
-"""Who is on the other end: HELLO and WELCOME as values. Only comparing and answering; connection.py moves the bytes.
+"""Who is on the other end: HELLO and WELCOME as values. Only comparing and answering; greeting.py moves the bytes.
 
 There are two mechanisms, of which a side offers exactly one, so that nobody can talk it into the other: "peer", the
 transport itself vouches for the peer (an inherited pipe, or kernel credentials of a socket), and "token", see auth.py.

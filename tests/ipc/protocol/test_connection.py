@@ -579,6 +579,9 @@ def test_parts_describe_themselves() -> None:
     assert repr(client._out) == "<Outbox 0 control, 0 frames, 1 large>"
     assert repr(client._calls) == "<Calls 1 pending, next id 3>"
     assert repr(client._parts) == "<Reassembly 0 half-received messages>"
+    assert repr(client._requests) == "<Requests 0 unanswered>"
+    assert repr(client._pings) == "<Pings 0 unanswered>"
+    assert repr(client._greeting) == "<Greeting client done>"
 
 
 def test_large_messages_of_one_key_wait_for_each_other() -> None:
