@@ -437,7 +437,7 @@ class IpcClient(Endpoint):
         await self._line.ended.wait()
 
     async def serve_forever(self) -> None:
-        """Answer the server's calls until the client is closed; they are answered at any other time, too."""
+        """Answer the server's calls until the client is closed or this is cancelled; they are answered anyhow."""
         await self.closed()
 
     async def aclose(self, grace: float = 5.0) -> None:

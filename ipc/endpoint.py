@@ -276,6 +276,8 @@ class Endpoint:
     ) -> None:
         """Send a one-way message to an instance; returns when it is written, not when it is handled.
 
+        Cancelling it while it waits for an instance sends nothing; later it may have been sent.
+
         Raises:
             RequestTimeout: no instance became ready within `timeout` seconds; the message is a dead letter.
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
@@ -322,6 +324,8 @@ class Endpoint:
         self, method: Method[Req, Rep] | str, payload: Req | Any = None, *, timeout: float | None = None
     ) -> list[Outcome[Rep]]:
         """Ask every live instance of a worker, or every client, and return one Outcome each; partial results are kept.
+
+        Cancelling it cancels every call that is still under way.
 
         Raises:
             NoSuchWorker, InvalidPayload: as request; errors of single instances are in their outcomes.

@@ -182,7 +182,10 @@ class SmartIpc(Endpoint):
         await self._stop.wait()
 
     async def ready(self) -> None:
-        """Say that this worker can take requests; from here on they are routed to it. Later calls do nothing."""
+        """Say that this worker can take requests; from here on they are routed to it. Later calls do nothing.
+
+        Never waits, so it cannot be cancelled half-way.
+        """
         if self._ready:
             return
         self._ready = True
@@ -190,7 +193,10 @@ class SmartIpc(Endpoint):
         self._port.notify(control.ready, None)
 
     async def serve(self) -> None:
-        """Be ready and serve until told to stop. Requests under way are finished when the target returns."""
+        """Be ready and serve until told to stop. Requests under way are finished when the target returns.
+
+        Cancelling it only ends the waiting: what arrives is still served until the target returns.
+        """
         await self.ready()
         await self.stopped()
 

@@ -125,7 +125,7 @@ class _Flow:
         link.flows[self._ident] = self
 
     async def accepted(self) -> None:
-        """Wait until the peer accepts, or raise why it does not."""
+        """Wait until the peer accepts, or raise why it does not. Cancelling it changes nothing."""
         while not self._accepted:
             if self._reception.end is not None:
                 self._finish()
@@ -305,7 +305,10 @@ class IpcChannel(_Flow, Generic[S, R]):
             raise StopAsyncIteration from None
 
     async def close_sending(self) -> None:
-        """Say that no more comes from this side; what was sent arrives, receiving goes on. Later calls do nothing."""
+        """Say that no more comes from this side; what was sent arrives, receiving goes on. Later calls do nothing.
+
+        Never waits, so it cannot be cancelled half-way.
+        """
         self.end_sending()
 
 

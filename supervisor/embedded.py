@@ -179,6 +179,8 @@ class Supervisor:
     async def start(self, *names: str) -> None:
         """Start instances, with what they depend on; returns when they are ready. Names as in `wait`.
 
+        Cancelling it, as any order, only ends the waiting: what was ordered is done.
+
         Raises:
             NoSuchWorker: there is none of that name.
             OrderFailed: `results` says what went wrong, by instance.
@@ -186,19 +188,19 @@ class Supervisor:
         await self._order(names, StartOrdered)
 
     async def stop(self, *names: str) -> None:
-        """Stop instances and keep them stopped; returns when they are gone. Errors as start."""
+        """Stop instances and keep them stopped; returns when they are gone. Errors and cancelling as start."""
         await self._order(names, StopOrdered)
 
     async def restart(self, *names: str) -> None:
-        """Give instances a fresh life; returns when they are ready. Errors as start."""
+        """Give instances a fresh life; returns when they are ready. Errors and cancelling as start."""
         await self._order(names, RestartOrdered)
 
     async def reload(self, *names: str) -> None:
-        """Replace instances one by one, each new life ready before the old one drains. Errors as start."""
+        """Replace instances one by one, each ready before the old one drains. Errors and cancelling as start."""
         await self._order(names, ReloadOrdered)
 
     async def scale(self, counts: Mapping[str, int]) -> None:
-        """Give workers another number of instances; returns when it is so.
+        """Give workers another number of instances; returns when it is so. Cancelling as start.
 
         Raises:
             NoSuchWorker: there is no such worker.
@@ -210,6 +212,8 @@ class Supervisor:
 
     async def apply(self, config: str | Path | Mapping[str, Any] | AppSpec, *, dry_run: bool = False) -> ApplyOutcome:
         """Go over to another configuration of the same app, all of it or nothing; returns the plan when it is done.
+
+        Cancelling as start.
 
         Raises:
             ConfigError: the configuration is wrong, or something in it cannot change while the app runs.

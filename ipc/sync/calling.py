@@ -1,8 +1,7 @@
 """The outgoing half of the blocking handle: links to other instances, and calls over them with retries.
 
-One `Call` is one logical request over all its attempts. A single one is driven by blocking on its link; several are
-driven together, by polling the links they are on, so that `map` and `broadcast` need no threads. Which instance, and
-what a failure means, is decided in routing.
+A single `Call` (call.py) is driven by blocking on its link; several are driven together, by polling the links they are
+on, so that `map` and `broadcast` need no threads. Which instance, and what a failure means, is decided in routing.
 """
 
 from __future__ import annotations
@@ -31,20 +30,17 @@ from smartipc.ipc.errors import (
     RequestTimeout,
     SmartIpcError,
 )
-from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, ConsumedReceived
 from smartipc.ipc.resilience.breaker import Breaker, Breakers, Trial
 from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
+from smartipc.ipc.sync.call import Call, Life
 from smartipc.ipc.sync.polling import IN, OUT, Waker
 from smartipc.ipc.trust.neighbours import dial_life, is_life
 
 log = logging.getLogger("smartipc.calling")
-
-Life = tuple[str, int]
-"""An instance and its generation."""
 
 DIAL_AGAIN = 0.01
 """Seconds before dialling a peer again that listens but has a full queue, or does not listen yet."""
@@ -57,83 +53,6 @@ _MOST_READS = 256
 """Reads of a link that ends: as much as the kernel holds, and no spinning while another thread does the reading."""
 _AVOIDED = 1 << 30
 """Added to the outstanding calls of a life that just failed this call: others come first."""
-
-
-class Call:
-    """One logical request: on a link, at rest before its next attempt, or done with a reply or an error.
-
-    Args:
-        method: full address.
-        payload: encoded.
-        timeout: seconds for all attempts together.
-        entry: the life to ask, and no other (broadcast); else one is chosen per attempt.
-    """
-
-    __slots__ = (
-        "attempt", "avoid", "circuit", "deadline", "declared", "entry", "error", "fixed", "headers", "idempotent",
-        "ident", "key", "link", "lost", "method", "payload", "reply", "rest_until", "seen", "slot", "timeout", "to",
-        "waiting_for", "where",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        method: str,
-        payload: bytes,
-        *,
-        timeout: float,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-        idempotent: bool = False,
-        declared: tuple[type[BaseException], ...] = (),
-        entry: Entry | None = None,
-    ) -> None:
-        self.method = method
-        self.payload = payload
-        self.timeout = timeout
-        self.to = to
-        self.slot = slot
-        self.key = key
-        self.headers = headers
-        self.idempotent = idempotent
-        self.declared = declared
-        self.fixed = entry
-        self.deadline = time.monotonic() + timeout
-        self.attempt = 1
-        self.entry = entry
-        self.link: Link | None = None
-        self.ident = 0
-        self.lost: ConnectionLost | None = None
-        self.rest_until = 0.0
-        self.seen: DirectoryState | None = None
-        self.avoid: set[Life] | None = None
-        self.waiting_for = ""
-        self.where = ""
-        self.circuit: Breaker | None = None
-        self.reply: bytes | None = None
-        self.error: BaseException | None = None
-
-    def __repr__(self) -> str:
-        where = "done" if self.done else f"on {self.link!r}" if self.link is not None else "at rest"
-        return f"<Call {self.method} attempt {self.attempt}, {where}>"
-
-    @property
-    def done(self) -> bool:
-        """Whether `result` returns or raises."""
-        return self.reply is not None or self.error is not None
-
-    @property
-    def instance(self) -> str:
-        """The instance that is, or was last, asked."""
-        return self.entry.instance if self.entry is not None else self.where
-
-    def result(self) -> bytes:
-        """Return the reply's payload or raise the error."""
-        if self.error is not None:
-            raise self.error
-        assert self.reply is not None
-        return self.reply
 
 
 class Caller(QuietHost):

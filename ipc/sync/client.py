@@ -44,7 +44,7 @@ from smartipc.ipc.protocol.events import (
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
 from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
 from smartipc.ipc.routing import attempts
-from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.endpoint import Endpoint
 from smartipc.ipc.sync.exchanging import Desk, late
 from smartipc.ipc.sync.hearing import Messages

@@ -22,7 +22,7 @@ from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.resilience.dead_letters import DeadLetters
-from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.hearing import Messages
 from smartipc.ipc.sync.running import current_deadline
 from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener

@@ -18,7 +18,7 @@ from smartipc.ipc.drivers.base import RemoteFault
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout
 from smartipc.ipc.protocol.events import MessageReceived, NotifyReceived, RequestReceived
-from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.serving import IDLE, Server
 
 _LONGEST_WAIT = 1.0

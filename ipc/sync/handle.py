@@ -26,7 +26,8 @@ from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.sync.calling import Call, Caller
+from smartipc.ipc.sync.call import Call
+from smartipc.ipc.sync.calling import Caller
 from smartipc.ipc.sync.endpoint import Endpoint, refuse_async
 from smartipc.ipc.sync.hearing import Hub, Messages
 from smartipc.ipc.sync.publishing import Publisher

@@ -24,7 +24,8 @@ from smartipc.ipc.publications import Lane, Outgoing, member
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.subscribers import Key, key_of
-from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller, Life
+from smartipc.ipc.sync.call import Life
+from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller
 from smartipc.ipc.sync.serving import Server
 
 log = logging.getLogger("smartipc.topics")

@@ -25,7 +25,7 @@ from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, ConsumedReceived, TopicEvent
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
-from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.endpoint import Endpoint
 from smartipc.ipc.sync.exchanging import Desk, late
 from smartipc.ipc.sync.hearing import Messages

@@ -30,7 +30,7 @@ from smartipc.ipc.flows import LEFT, FlowHandler, Reception, cancelled, encode_i
 from smartipc.ipc.protocol.events import OpenReceived, StreamAccepted, StreamEvent
 from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.routing import attempts
-from smartipc.ipc.sync.calling import Call
+from smartipc.ipc.sync.call import Call
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.heads import Fault
 
