@@ -1,0 +1,104 @@
+"""Many streams and calls that cross on one connection, and handlers that turn to their caller, over every transport."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from ends import WAIT, Pair
+
+from smartipc import Channel, Method, Stream
+
+
+class Row(msgspec.Struct, frozen=True):
+    number: int
+    body: bytes = b""
+
+
+rows = Stream("rows", int, Row)
+echo = Channel("echo", send=Row, receive=Row)
+double = Method("double", int, int)
+ask_back = Method("ask_back", int, int)
+
+
+def serve(end: Any) -> None:
+    end.handler(double)(lambda number: 2 * number)
+    if end.flavour == "async":
+
+        async def rows_later(count: int) -> AsyncIterator[Row]:
+            for number in range(count):
+                yield Row(number, b"x" * (number * 1009 % 20_000))
+
+        async def echo_later(channel: Any) -> None:
+            async for row in channel:
+                await channel.send(row)
+
+        end.handler(rows)(rows_later)
+        end.handler(echo)(echo_later)
+    else:
+
+        def rows_now(count: int) -> Iterator[Row]:
+            for number in range(count):
+                yield Row(number, b"x" * (number * 1009 % 20_000))
+
+        def echo_now(channel: Any) -> None:
+            for row in channel:
+                channel.send(row)
+
+        end.handler(rows)(rows_now)
+        end.handler(echo)(echo_now)
+
+
+def turn_to(end: Any, to: dict[str, Any]) -> None:
+    """Let `ask_back` of an end sum up a stream, a call and a channel of its caller."""
+    if end.flavour == "async":
+
+        async def back_later(count: int) -> int:
+            async with end.it.open_stream(rows, count, **to) as items:
+                total = sum([row.number async for row in items])
+            total += await end.it.request(double, count, **to)
+            async with end.it.open_channel(echo, **to) as channel:
+                await channel.send(Row(total))
+                return (await channel.receive()).number  # type: ignore[no-any-return]
+
+        end.handler(ask_back)(back_later)
+    else:
+
+        def back_now(count: int) -> int:
+            with end.it.open_stream(rows, count, **to) as items:
+                total = sum(row.number for row in items)
+            total += end.it.request(double, count, **to)
+            with end.it.open_channel(echo, **to) as channel:
+                channel.send(Row(total))
+                return channel.receive().number  # type: ignore[no-any-return]
+
+        end.handler(ask_back)(back_now)
+
+
+def test_streams_channels_and_calls_cross_in_both_directions(pair: Pair) -> None:
+    serve(pair.server)
+    serve(pair.client)
+    ways = [(pair.client, {}), (pair.server, {"to": pair.peer()})]
+
+    def stream(caller: Any, to: dict[str, Any]) -> bool:
+        with caller.open_stream(rows, 150, **to) as items:
+            return [row.number for row in items] == list(range(150))
+
+    def calls(caller: Any, to: dict[str, Any]) -> bool:
+        return [caller.request(double, number, **to) for number in range(100)] == [2 * one for one in range(100)]
+
+    with ThreadPoolExecutor(16) as pool:
+        work = [pool.submit(one, caller, to) for _ in range(4) for caller, to in ways for one in (stream, calls)]
+        assert all(one.result(WAIT) for one in work)
+
+
+def test_a_handler_turns_to_its_caller(pair: Pair) -> None:
+    to = {"to": pair.peer()}
+    serve(pair.client)
+    turn_to(pair.server, to)
+    assert pair.client.request(ask_back, 100) == 4950 + 200
+    serve(pair.server)
+    turn_to(pair.client, {})
+    assert pair.server.request(ask_back, 100, **to) == 4950 + 200
