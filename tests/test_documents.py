@@ -75,6 +75,14 @@ def test_whole_configurations_are_accepted(page: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "lines"),
     [
+        (
+            "docs/how-to/requests.md",
+            ["scanner:0 | hashing.py is hashed", "scanner:0 | hashing.yaml is hashed", "scanner:0 | hasher:0 hasher:1"],
+        ),
+        (
+            "docs/how-to/publish-subscribe.md",
+            ["screen:0 | 7 done, says indexer:0", "counter:0 | counted to 7"],
+        ),
         ("docs/how-to/streams.md", ["lister:0 | found listing.py"]),
         ("docs/how-to/channels.md", ["person:0 | Why? Because.", "person:0 | Why not? Because."]),
         ("docs/how-to/big-buffers.md", ["camera:0 | north sees ['a cat']", "quick:0 | south sees ['a cat']"]),
@@ -145,6 +153,15 @@ def test_the_tutorial_without_a_supervisor_runs(folder: Path) -> None:
                 return heard.read_text().count("shop sold 2 pears") >= 2
 
             wait_for(seen, "the watcher came back")
+
+
+@pytest.mark.system
+def test_serving_and_connecting_run(folder: Path) -> None:
+    write_files("docs/how-to/serve-and-connect.md", folder)
+    for shop in ("shop.py", "blocking_shop.py"):
+        with program(folder, shop):
+            assert finish(folder, "till.py") == "pears cost 5\n"
+    assert finish(folder, "caller.py") == "till done\n['done']\n"
 
 
 @pytest.mark.system
