@@ -136,7 +136,7 @@ class Line(QuietHost):
         try:
             await self._keep_connected()
         finally:  # by a defect too: nobody shall wait for a connection that nobody makes
-            if self.machine.close("its keeper has ended"):
+            if self.machine.close("this client is closed"):
                 self._tell()
             self.ended.set()
 

@@ -5,6 +5,7 @@ A contract names an address and its types. Nothing here encodes, sends or regist
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import KW_ONLY, dataclass
 from typing import Generic, TypeVar
@@ -32,6 +33,13 @@ def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
         raise ValueError(f"{name!r} is not a valid {kind} name: dot-separated tokens, at most {MAX_NAME} characters")
 
 
+def _check_errors(name: str, errors: object) -> None:
+    if not isinstance(errors, (tuple, list)) or not all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in errors
+    ):
+        raise TypeError(f"errors of {name} must be a tuple of exception types, got {errors!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
     """Declare a request/reply method.
@@ -45,7 +53,8 @@ class Method(Generic[Request, Reply]):
         errors: exception types that the handler may raise and the caller gets back as themselves.
 
     Raises:
-        ValueError: the name is malformed or the timeout not positive.
+        ValueError: the name is malformed, or the timeout not positive and finite.
+        TypeError: the name is no text, or `errors` are not exception types.
     """
 
     name: str
@@ -58,7 +67,8 @@ class Method(Generic[Request, Reply]):
 
     def __post_init__(self) -> None:
         _check_name("method", self.name, _ADDRESS)
-        if not self.timeout > 0:
+        _check_errors(self.name, self.errors)
+        if not 0 < self.timeout < math.inf:
             raise ValueError(f"timeout of {self.name} must be positive seconds, got {self.timeout!r}")
 
 
@@ -74,6 +84,7 @@ class Stream(Generic[Request, Item]):
 
     Raises:
         ValueError: the name is malformed.
+        TypeError: the name is no text, or `errors` are not exception types.
     """
 
     name: str
@@ -84,6 +95,7 @@ class Stream(Generic[Request, Item]):
 
     def __post_init__(self) -> None:
         _check_name("stream", self.name, _ADDRESS)
+        _check_errors(self.name, self.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ class Channel(Generic[Send, Receive]):
 
     Raises:
         ValueError: the name is malformed.
+        TypeError: the name is no text, or `errors` are not exception types.
     """
 
     name: str
@@ -108,6 +121,7 @@ class Channel(Generic[Send, Receive]):
 
     def __post_init__(self) -> None:
         _check_name("channel", self.name, _ADDRESS)
+        _check_errors(self.name, self.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,28 @@ class Topic(Generic[Payload]):
     def __post_init__(self) -> None:
         _check_name("topic", self.name, _TOPIC)
         _check_own(self.name)
+
+
+_VERBS = {
+    Method: "request, notify, broadcast or map",
+    Stream: "open_stream",
+    Channel: "open_channel",
+    Topic: "publish or subscribe",
+}
+
+
+def misuse(given: object, wanted: str) -> str:
+    """Say what is wrong with something that was given in the place of a contract or a name.
+
+    Args:
+        given: what it was.
+        wanted: what the place takes, for people.
+    """
+    verbs = _VERBS.get(type(given))
+    if verbs is not None:
+        assert isinstance(given, (Method, Stream, Channel, Topic))
+        return f"{given.name} is a {type(given).__name__}, and goes with {verbs}; expected {wanted}"
+    return f"expected {wanted}, got {given!r}"
 
 
 def _check_own(topic: str) -> None:

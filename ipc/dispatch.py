@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import msgspec
 
-from smartipc.ipc.contracts import Channel, Method, Stream
+from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, misuse
 from smartipc.ipc.errors import CallError, InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
-from smartipc.ipc.flows import FlowHandler, flow_handler, is_generator, positional
+from smartipc.ipc.flows import FlowHandler, flow_handler, is_generator, place_of, wants_a_message
 from smartipc.ipc.message import IpcMessage, Peer, epoch
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
@@ -79,18 +80,21 @@ class Registry:
             request = _annotated(function) if isinstance(contract, str) else Any
             flow = self.flows[name] = flow_handler(contract, name, function, request)
             return flow
-        count = positional(function)
-        if not 1 <= count <= 2:
-            raise LocalProtocolError(f"handler {function.__qualname__} must take (payload) or (payload, message)")
+        wants_message = wants_a_message(function, "handler")
+        if is_generator(function):
+            raise LocalProtocolError(
+                f"{name} is a Method, but its handler {place_of(function)} is a generator: return the reply, "
+                "or declare a Stream"
+            )
         if isinstance(contract, Method):
             request, reply, errors = contract.request, contract.reply, contract.errors
         else:
             request, reply, errors = _annotated(function), Any, ()
         codec.decoder_for(request)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-        plain = count == 1 and not is_async
+        plain = not wants_message and not is_async
         safe = isinstance(contract, Method) and contract.idempotent
-        handler = Handler(name, function, request, reply, count == 2, is_async, tuple(errors), plain, safe)
+        handler = Handler(name, function, request, reply, wants_message, is_async, tuple(errors), plain, safe)
         self.handlers[name] = handler
         return handler
 
@@ -185,9 +189,12 @@ def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, 
 
     Raises:
         InvalidPayload: it does not fit; nothing was sent.
+        LocalProtocolError: `method` is neither a Method nor a name.
     """
     if isinstance(method, str):
         return method, codec.encode(payload, method=method)
+    if not isinstance(method, Method):
+        raise LocalProtocolError(misuse(method, "a Method or a name such as 'worker.method'"))
     encoded = codec.encode(payload, method=method.name)
     if type(payload) is not method.request:
         try:
@@ -195,6 +202,45 @@ def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, 
         except InvalidPayload as error:
             raise InvalidPayload(error.path, error.reason, method=method.name, processed="no") from None
     return method.name, encoded
+
+
+def seconds_for(
+    contract: Method[Any, Any] | None, timeout: float | None, *, deadline: float | None, now: float
+) -> float:
+    """Return the seconds that a call has: what is asked for, else its contract's, and never more than its caller has.
+
+    Args:
+        contract: of the call, if it has one.
+        timeout: what is asked for.
+        deadline: of the request that is being handled, on the clock of `now`.
+        now: monotonic seconds.
+
+    Raises:
+        RequestTimeout: there are none left.
+        LocalProtocolError: `timeout` is no number of seconds.
+    """
+    seconds = timeout if timeout is not None else (contract.timeout if contract is not None else DEFAULT_TIMEOUT)
+    if not _is_finite(seconds):
+        raise LocalProtocolError(f"timeout must be a number of seconds, got {seconds!r}: every call has a deadline")
+    if deadline is not None:
+        seconds = min(seconds, deadline - now)
+    if seconds <= 0:
+        raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
+    return seconds
+
+
+def _is_finite(seconds: object) -> bool:
+    return isinstance(seconds, (int, float)) and seconds < math.inf
+
+
+def check_servable(contract: object) -> None:
+    """Look at what `@ipc.handler` was given.
+
+    Raises:
+        LocalProtocolError: it is neither a contract nor a name, such as the function itself.
+    """
+    if not isinstance(contract, (str, Method, Stream, Channel)):
+        raise LocalProtocolError(misuse(contract, 'a contract or a name, as in @ipc.handler("name")'))
 
 
 @functools.lru_cache(maxsize=1024)

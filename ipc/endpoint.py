@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.bursts import NotifyBurst
-from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic
-from smartipc.ipc.dispatch import Registry, request_payload
+from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
+from smartipc.ipc.dispatch import Registry, check_servable, request_payload, seconds_for
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.drivers.inheritance import Refusing, in_child
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
-from smartipc.ipc.flows import Reception, opening
+from smartipc.ipc.flows import Reception, opening, wants_a_message
 from smartipc.ipc.hearing import Messages, deliver
 from smartipc.ipc.mapping import Run, mapped, share_of
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
@@ -464,7 +463,7 @@ class Endpoint:
             to=to,
             slot=slot,
             key=key,
-            headers=headers,
+            headers=with_trace(headers),
         )
 
     def open_channel(
@@ -490,6 +489,8 @@ class Endpoint:
         Raises (on entering):
             RequestTimeout, WorkerDied, ConnectionLost, NoSuchWorker, NoSuchMethod, Overloaded: as open_stream.
         """
+        if not isinstance(channel, Channel):
+            raise LocalProtocolError(misuse(channel, "a Channel: both ends need its types"))
         name, declared = channel.name, tuple(channel.errors)
 
         def make(link: Link) -> IpcChannel[Send, Receive]:
@@ -588,9 +589,11 @@ class Endpoint:
                 SlowConsumer behind the messages that were kept. A loss is in `missed` of the next message.
 
         Raises:
-            LocalProtocolError: an unknown policy, no room at all, or an empty queue name.
+            LocalProtocolError: an unknown policy, no room at all, an empty queue name, or no topic.
             ValueError: the pattern is malformed or reserved.
         """
+        if not isinstance(topic, (str, Topic)):
+            raise LocalProtocolError(misuse(topic, "a Topic or a pattern such as 'orders.>'"))
         return self._router.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
     def subscriber(
@@ -605,9 +608,11 @@ class Endpoint:
 
         Its failure makes the message a dead letter, and the next one comes. Options and errors: see `subscribe`.
         """
+        if not isinstance(topic, (str, Topic)):
+            raise LocalProtocolError(misuse(topic, 'a Topic or a pattern, as in @ipc.subscriber("orders.>")'))
 
         def register(function: F) -> F:
-            wants = len(inspect.signature(function).parameters) > 1
+            wants = wants_a_message(function, "subscriber")
             messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             self._subscribers.append((messages, function, wants))
             if self._delivering:
@@ -657,8 +662,10 @@ class Endpoint:
         StreamReset, and a function that waits for something else is cancelled.
 
         Raises:
-            LocalProtocolError: the name is taken or another worker's, or the signature does not fit.
+            LocalProtocolError: the name is taken or another worker's, `method` is no contract and no name, or the
+                signature does not fit.
         """
+        check_servable(method)
 
         def register(function: Any) -> Any:
             self._registry.add(method, function)
@@ -689,13 +696,7 @@ class Endpoint:
 
 
 def _budget(contract: Method[Any, Any] | None, timeout: float | None) -> float:
-    budget = timeout if timeout is not None else (contract.timeout if contract is not None else DEFAULT_TIMEOUT)
-    deadline = current_deadline.get()
-    if deadline is not None:
-        budget = min(budget, deadline - time.monotonic())
-    if budget <= 0:
-        raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
-    return budget
+    return seconds_for(contract, timeout, deadline=current_deadline.get(), now=time.monotonic())
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from smartipc.ipc.contracts import Channel, Stream
+from smartipc.ipc.contracts import Channel, Stream, misuse
 from smartipc.ipc.errors import (
     ConnectionLost,
     EndOfStream,
@@ -32,6 +32,8 @@ from smartipc.ipc.protocol.events import (
     StreamLost,
     StreamStopped,
 )
+from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.tracing import TRACE_HEADER, trace_of
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import error_of, fault_of
 from smartipc.ipc.wire.heads import Fault
@@ -58,7 +60,7 @@ class FlowHandler:
     wants_message: bool
     errors: tuple[type[BaseException], ...] = ()
 
-    def arguments(self, event: OpenReceived, sender: str) -> tuple[Any, ...]:
+    def arguments(self, event: OpenReceived, peer: Identity | None) -> tuple[Any, ...]:
         """Decode the opening of a stream into the handler's arguments.
 
         Raises:
@@ -73,8 +75,9 @@ class FlowHandler:
         message = IpcMessage(
             payload=payload,
             id=event.id,
-            sender=sender,
-            headers=event.headers or {},
+            sender=peer.name if peer is not None else "",
+            headers={name: value for name, value in (event.headers or {}).items() if name != TRACE_HEADER},
+            trace=trace_of(peer, event),
             timestamp=epoch(event.received_at),
         )
         return payload, message
@@ -95,26 +98,49 @@ def flow_handler(
         LocalProtocolError: the signature does not fit.
         TypeError: msgspec cannot decode into a type of the contract.
     """
-    count = positional(function)
     if isinstance(contract, Channel):
-        if count != 1:
-            raise LocalProtocolError(f"channel handler {function.__qualname__} must take (channel)")
+        if _positional(function, "channel handler") != 1:
+            raise LocalProtocolError(f"channel handler {place_of(function)} must take (channel)")
         codec.decoder_for(contract.send)
         return FlowHandler(
             name, function, True, type(None), contract.receive, contract.send, False, tuple(contract.errors)
         )
-    if not 1 <= count <= 2:
-        raise LocalProtocolError(f"handler {function.__qualname__} must take (payload) or (payload, message)")
+    wants_message = wants_a_message(function, "handler")
     if isinstance(contract, Stream):
         request, item, errors = contract.request, contract.item, tuple(contract.errors)
     else:
         item, errors = Any, ()
     codec.decoder_for(request)
-    return FlowHandler(name, function, False, request, item, Any, count == 2, errors)
+    return FlowHandler(name, function, False, request, item, Any, wants_message, errors)
 
 
-def positional(function: Callable[..., Any]) -> int:
+def wants_a_message(function: Callable[..., Any], what: str) -> bool:
+    """Tell whether a function takes (payload, message) rather than (payload).
+
+    Args:
+        function: the user's.
+        what: what it is to be, for people.
+
+    Raises:
+        LocalProtocolError: it takes something else, or is no function.
+    """
+    count = _positional(function, what)
+    if not 1 <= count <= 2:
+        raise LocalProtocolError(f"{what} {place_of(function)} must take (payload) or (payload, message)")
+    return count == 2
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function, and where it is written."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    name = getattr(function, "__qualname__", repr(function))
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
+
+
+def _positional(function: Callable[..., Any], what: str) -> int:
     """Count the parameters that must be given by position; a builtin without a signature is taken to want one."""
+    if not callable(function):
+        raise LocalProtocolError(f"a {what} must be a function, got {function!r}")
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -128,7 +154,10 @@ def opening(contract: Stream[Any, Any] | str, request: Any, item_type: Any) -> t
 
     Raises:
         InvalidPayload: the request does not fit; nothing was sent.
+        LocalProtocolError: `contract` is neither a Stream nor a name.
     """
+    if not isinstance(contract, (str, Stream)):
+        raise LocalProtocolError(misuse(contract, "a Stream or a name such as 'worker.stream'"))
     if isinstance(contract, str):
         wanted = Any if item_type is None else item_type
         return contract, codec.encode(request, method=contract), wanted, ()

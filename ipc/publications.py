@@ -12,8 +12,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from smartipc.ipc.contracts import Topic
+from smartipc.ipc.contracts import Topic, misuse
 from smartipc.ipc.control import Subscription
+from smartipc.ipc.errors import LocalProtocolError
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.attachments import own, size_of
 
@@ -179,7 +180,10 @@ def published(topic: Topic[Any] | str, payload: Any) -> tuple[str, bytes]:
     Raises:
         InvalidPayload: it does not fit the topic's type.
         ValueError: the topic is malformed or reserved.
+        LocalProtocolError: it is neither a Topic nor a name.
     """
+    if not isinstance(topic, (str, Topic)):
+        raise LocalProtocolError(misuse(topic, "a Topic or a name such as 'orders.new'"))
     contract = topic if isinstance(topic, Topic) else Topic(topic, object)
     encoded = codec.encode(payload, method=contract.name)
     if isinstance(topic, Topic) and type(payload) is not topic.payload:

@@ -198,6 +198,9 @@ class Server:
         handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
             value = handler.function(payload)
+        except asyncio.CancelledError:
+            self._cancelled_itself(handler, link, event.id)
+            return
         except Exception as error:  # the boundary of the user's handler
             self._failed(handler, link, event.id, error)
             return
@@ -222,6 +225,8 @@ class Server:
             else:
                 try:
                     value = handler.function(*arguments)
+                except asyncio.CancelledError:
+                    self._cancelled_itself(handler, link, event.id)
                 except Exception as error:  # the boundary of the user's handler
                     self._failed(handler, link, event.id, error)
                 else:
@@ -235,7 +240,7 @@ class Server:
             value = await handler.function(*arguments)
         except asyncio.CancelledError:
             # Either the caller gave up, and drops this, or the handler cancelled itself: never leave it unanswered.
-            link.fail(ident, self._registry.fault(RequestCancelled(method=handler.name), ()))
+            self._cancelled_itself(handler, link, ident)
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
@@ -243,6 +248,9 @@ class Server:
             self._failed(handler, link, ident, error)
         else:
             self._reply(handler, link, ident, value)
+
+    def _cancelled_itself(self, handler: Handler, link: Link, ident: int) -> None:
+        link.fail(ident, self._registry.fault(RequestCancelled(method=handler.name), ()))
 
     def _reply(self, handler: Handler, link: Link, ident: int, value: Any) -> None:
         reply = self._registry.reply(handler, value)
@@ -286,7 +294,7 @@ class Server:
                 self._keep(self._one_way(handler, link, event, arguments, 1))
             else:
                 handler.function(*arguments)
-        except Exception as error:  # the boundary of the user's handler
+        except (Exception, asyncio.CancelledError) as error:  # the boundary of the user's handler
             self._failed_one_way(handler, link, event, arguments, error)
         finally:
             tracing.current.reset(handled)
@@ -309,14 +317,14 @@ class Server:
             for payload in payloads:
                 try:
                     function(payload)
-                except Exception as error:  # the boundary of the user's handler
+                except (Exception, asyncio.CancelledError) as error:  # the boundary of the user's handler
                     single = NotifyReceived(event.method, codec.encode(payload), None, event.received_at)
                     self._failed_one_way(handler, link, single, (payload,), error)
         finally:
             tracing.current.reset(handled)
 
     def _failed_one_way(
-        self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], error: Exception
+        self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], error: BaseException
     ) -> None:
         """Try a plain handler again a little later if that is safe; else give the message up."""
         if handler.idempotent:

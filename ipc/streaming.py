@@ -458,7 +458,7 @@ class StreamServer:
         arguments: tuple[Any, ...] = ()
         if not handler.duplex:
             try:
-                arguments = handler.arguments(event, link.peer.name if link.peer else "")
+                arguments = handler.arguments(event, link.peer)
             except SmartIpcError as error:
                 refuse_open(link, event, fault_of_handler(error, self._instance, ()))
                 return

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextvars
 import hashlib
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.errors import LocalProtocolError
+from smartipc.ipc.protocol.events import NotifyReceived, OpenReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
 
 TRACE_HEADER = "traceparent"
@@ -23,7 +24,7 @@ current: contextvars.ContextVar[Handled | None] = contextvars.ContextVar("smarti
 """The request that the running handler answers; calls made from it belong to the same trace."""
 
 
-def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived) -> str:
+def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived | OpenReceived) -> str:
     """Return the trace that a message belongs to: what its sender says, else one that begins with it.
 
     A trace that begins here is derived from who calls, the call's number and when it came, which no two calls share;
@@ -32,9 +33,9 @@ def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived) -> 
     return _trace(*handled(peer, event))
 
 
-def handled(peer: Identity | None, event: RequestReceived | NotifyReceived) -> Handled:
+def handled(peer: Identity | None, event: RequestReceived | NotifyReceived | OpenReceived) -> Handled:
     """Return what `current` keeps of a request."""
-    return peer, event.headers, event.id if isinstance(event, RequestReceived) else 0, event.received_at
+    return peer, event.headers, 0 if isinstance(event, NotifyReceived) else event.id, event.received_at
 
 
 def _trace(peer: Identity | None, headers: dict[str, str] | None, ident: int, received_at: float) -> str:
@@ -46,8 +47,21 @@ def _trace(peer: Identity | None, headers: dict[str, str] | None, ident: int, re
 
 
 def with_trace(headers: dict[str, str] | None) -> dict[str, str] | None:
-    """Add the trace of the request that is being handled, if one is, to a call's headers."""
+    """Add the trace of the request that is being handled, if one is, to a call's headers.
+
+    Raises:
+        LocalProtocolError: the headers are not strings by strings: the peer would take them for a broken frame.
+    """
+    if headers is not None:
+        _check_headers(headers)
     request = current.get()
     if request is None or (headers is not None and TRACE_HEADER in headers):
         return headers
     return {**(headers or {}), TRACE_HEADER: _trace(*request)}
+
+
+def _check_headers(headers: Any) -> None:
+    """Look at what the user gave: see with_trace."""
+    right = isinstance(headers, dict) and all(isinstance(one, str) for pair in headers.items() for one in pair)
+    if not right:
+        raise LocalProtocolError(f"headers must be a dict of strings by strings, got {headers!r}")

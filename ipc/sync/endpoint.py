@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
-from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic
-from smartipc.ipc.dispatch import Registry, request_payload
+from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
+from smartipc.ipc.dispatch import Registry, check_servable, request_payload, seconds_for
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
-from smartipc.ipc.flows import Reception, opening
+from smartipc.ipc.flows import Reception, opening, wants_a_message
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.breaker import Trial
@@ -402,9 +402,9 @@ class Endpoint:
         def make(link: Link) -> Items[Any]:
             return Items(link, name, Reception(item, name=name, declared=declared), None, router, router)
 
-        budget = _budget(None, timeout)
+        budget, traced = _budget(None, timeout), with_trace(headers)
         return Opener(
-            router, make, lambda: Call(name, encoded, timeout=budget, to=to, slot=slot, key=key, headers=headers)
+            router, make, lambda: Call(name, encoded, timeout=budget, to=to, slot=slot, key=key, headers=traced)
         )
 
     def open_channel(
@@ -430,6 +430,8 @@ class Endpoint:
         Raises (on entering):
             RequestTimeout, WorkerDied, ConnectionLost, NoSuchWorker, NoSuchMethod, Overloaded: as open_stream.
         """
+        if not isinstance(channel, Channel):
+            raise LocalProtocolError(misuse(channel, "a Channel: both ends need its types"))
         name, declared = channel.name, tuple(channel.errors)
         router = self._router
 
@@ -512,9 +514,11 @@ class Endpoint:
                 SlowConsumer behind the messages that were kept. A loss is in `missed` of the next message.
 
         Raises:
-            LocalProtocolError: an unknown policy, no room at all, or an empty queue name.
+            LocalProtocolError: an unknown policy, no room at all, an empty queue name, or no topic.
             ValueError: the pattern is malformed or reserved.
         """
+        if not isinstance(topic, (str, Topic)):
+            raise LocalProtocolError(misuse(topic, "a Topic or a pattern such as 'orders.>'"))
         return self._router.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
 
     def subscriber(
@@ -529,12 +533,14 @@ class Endpoint:
 
         Its failure makes the message a dead letter, and the next one comes. Options and errors: see `subscribe`.
         """
+        if not isinstance(topic, (str, Topic)):
+            raise LocalProtocolError(misuse(topic, 'a Topic or a pattern, as in @ipc.subscriber("orders.>")'))
 
         def register(function: F) -> F:
             refuse_async(function, "a subscriber")
             messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             messages.function = function
-            messages.wants_message = len(inspect.signature(function).parameters) > 1
+            messages.wants_message = wants_a_message(function, "subscriber")
             self._subscribers.append(messages)
             if self._delivering:
                 messages.__enter__()
@@ -578,8 +584,10 @@ class Endpoint:
 
         Raises:
             TypeError: an `async def`: a blocking endpoint has no event loop to run it.
-            LocalProtocolError: the name is taken or another worker's, or the signature does not fit.
+            LocalProtocolError: the name is taken or another worker's, `method` is no contract and no name, or the
+                signature does not fit.
         """
+        check_servable(method)
 
         def register(function: Any) -> Any:
             refuse_async(function, "a handler")
@@ -623,13 +631,7 @@ def _call(
 
 
 def _budget(contract: Method[Any, Any] | None, timeout: float | None) -> float:
-    budget = timeout if timeout is not None else (contract.timeout if contract is not None else DEFAULT_TIMEOUT)
-    deadline = current_deadline.get()
-    if deadline is not None:
-        budget = min(budget, deadline - time.monotonic())
-    if budget <= 0:
-        raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
-    return budget
+    return seconds_for(contract, timeout, deadline=current_deadline.get(), now=time.monotonic())
 
 
 def _decode(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:

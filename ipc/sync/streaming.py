@@ -501,7 +501,7 @@ class StreamServer:
             return
         link = producer._link  # noqa: SLF001 - one room
         try:
-            arguments = producer.handler.arguments(event, _name_of(link))
+            arguments = producer.handler.arguments(event, link.peer)
         except SmartIpcError as error:
             producer.fail(fault_of_handler(error, self._instance, ()))
             producer.released()

@@ -164,3 +164,22 @@ def test_the_end_of_the_server_ends_what_was_open(pair: Pair) -> None:
             while True:
                 channel.receive()
         closing.join()
+
+
+def test_a_stream_belongs_to_the_trace_it_was_opened_in(pair: Pair) -> None:
+    seen: list[Any] = []
+
+    def each(_payload: int, message: Any) -> Iterator[int]:
+        seen.append(message)
+        yield 1
+
+    pair.server.handler("traced")(each)
+    given = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    for headers in ({"k": "v"}, {"k": "v", "traceparent": given}):
+        with pair.client.open_stream("traced", 1, headers=headers) as items:
+            assert items.receive() == 1
+    first, second = seen
+    assert (first.headers, second.headers) == ({"k": "v"}, {"k": "v"})
+    assert second.trace == given
+    assert first.trace not in (None, given)
+    assert second.sender == "one"

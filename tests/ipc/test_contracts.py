@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
-from smartipc.ipc.contracts import Method, Topic, check_pattern
+from smartipc.ipc.contracts import Channel, Method, Stream, Topic, check_pattern
 
 
 def test_a_method_keeps_what_it_was_given() -> None:
@@ -59,3 +60,22 @@ def test_patterns(pattern: str) -> None:
 def test_bad_patterns_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="pattern"):
         check_pattern(pattern)
+
+
+@pytest.mark.parametrize("errors", [ValueError, (int,), ("ValueError",), None])
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda errors: Method("m", int, int, errors=errors),
+        lambda errors: Stream("m", int, int, errors=errors),
+        lambda errors: Channel("m", send=int, receive=int, errors=errors),
+    ],
+)
+def test_errors_are_exception_types(declare: Callable[[object], object], errors: object) -> None:
+    with pytest.raises(TypeError, match="errors of m must be a tuple of exception types"):
+        declare(errors)
+
+
+def test_a_method_has_a_finite_timeout() -> None:
+    with pytest.raises(ValueError, match="must be positive seconds, got inf"):
+        Method("m", int, int, timeout=float("inf"))

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 import smartipc
-from smartipc import ConnectFailed, ConnectionLost, IpcClient, IpcServer, LocalProtocolError, RequestTimeout
+from smartipc import (
+    ConnectFailed,
+    ConnectionLost,
+    IpcClient,
+    IpcServer,
+    LocalProtocolError,
+    RequestCancelled,
+    RequestTimeout,
+)
 
 
 @pytest.fixture
@@ -256,3 +264,27 @@ async def refusals(server: IpcServer, client: IpcClient) -> int:
     await client.aclose()
     await server.aclose()
     return left
+
+
+def test_a_handler_that_cancels_itself_is_answered(address: str) -> None:
+    async def main() -> None:
+        async with both(address) as (server, client):
+
+            def one(_payload: None) -> None:
+                raise asyncio.CancelledError
+
+            def two(_payload: None, _message: object) -> None:
+                raise asyncio.CancelledError
+
+            async def three(_payload: None) -> None:
+                raise asyncio.CancelledError
+
+            for name, function in (("one", one), ("two", two), ("three", three)):
+                server.handler(name)(function)
+                with pytest.raises(RequestCancelled):
+                    await client.request(name)
+                for _ in range(3):
+                    await client.notify(name)
+                assert await client.request("echo", name) == name
+
+    run(main())

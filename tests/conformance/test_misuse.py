@@ -1,0 +1,100 @@
+"""What a newcomer gets wrong is said at once, with the place and the remedy, in both flavours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ends import Pair, Place
+
+from smartipc import Channel, LocalProtocolError, Method, RequestTimeout, Stream, Topic
+
+method = Method("m", int, int)
+stream = Stream("s", int, int)
+channel = Channel("c", send=int, receive=int)
+topic = Topic("t", int)
+
+
+@pytest.fixture(params=["async", "sync"])
+def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pair]:
+    pair = Pair(Place("unix", folder), request.param, request.param)
+    pair.server.handler("echo")(lambda payload: payload)
+    yield pair
+    pair.close()
+
+
+CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a number as a method": (lambda it: it.request(5, 1), "expected a Method or a name such as 'worker.method', got 5"),
+    "a stream requested": (lambda it: it.request(stream, 1), "s is a Stream, and goes with open_stream"),
+    "a channel notified": (lambda it: it.notify(channel, 1), "c is a Channel, and goes with open_channel"),
+    "a topic requested": (lambda it: it.request(topic, 1), "t is a Topic, and goes with publish or subscribe"),
+    "a method published": (lambda it: it.publish(method, 1), "m is a Method, and goes with request"),
+    "a method published now": (lambda it: it.publish_nowait(method, 1), "m is a Method, and goes with request"),
+    "headers with a number": (lambda it: it.request("echo", 1, headers={"a": 1}), "headers must be a dict of strings"),
+    "headers by number": (lambda it: it.notify("echo", 1, headers={1: "a"}), "headers must be a dict of strings"),
+    "headers that are text": (lambda it: it.request("echo", 1, headers="a"), "headers must be a dict of strings"),
+    "a timeout of text": (
+        lambda it: it.request("echo", 1, timeout="3"),
+        "must be a number of seconds, got '3'",
+    ),
+    "no timeout ever": (lambda it: it.request("echo", 1, timeout=float("inf")), "every call has a deadline"),
+    "a timeout of nothing": (lambda it: it.request("echo", 1, timeout=float("nan")), "must be a number of seconds"),
+    "a method subscribed": (lambda it: it.it.subscribe(method), "m is a Method, and goes with request"),
+    "a method opened": (lambda it: it.it.open_stream(method, 1), "m is a Method, and goes with request"),
+    "a stream with bad headers": (lambda it: it.it.open_stream("s", 1, headers={"a": 1}), "headers must be a dict"),
+    "a stream opened as a channel": (lambda it: it.it.open_channel(stream), "s is a Stream, and goes with open_stream"),
+    "a channel by name": (lambda it: it.it.open_channel("c"), "expected a Channel: both ends need its types, got 'c'"),
+    "a handler without a name": (
+        lambda it: it.it.handler(print),
+        re.escape('in @ipc.handler("name"), got <'),
+    ),
+    "a handler of a topic": (lambda it: it.it.handler(topic), "t is a Topic"),
+    "a subscriber without a topic": (lambda it: it.it.subscriber(print), "as in @ipc.subscriber"),
+    "no function": (lambda it: it.it.handler("x")(5), "a handler must be a function, got 5"),
+    "a subscriber that takes nothing": (
+        lambda it: it.it.subscriber("x")(lambda: None),
+        r"subscriber .*test_misuse.py:\d+\) must take \(payload\) or \(payload, message\)",
+    ),
+    "a handler that takes nothing": (
+        lambda it: it.it.handler("x")(lambda: None),
+        r"handler .*test_misuse.py:\d+\) must take \(payload\) or \(payload, message\)",
+    ),
+    "a channel handler that takes two": (
+        lambda it: it.it.handler(channel)(lambda a, b: (a, b)),
+        r"channel handler .*test_misuse.py:\d+\) must take \(channel\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", CALLS)
+def test_it_is_said_at_once_and_harms_nothing(pair: Pair, wrong: str) -> None:
+    attempt, said = CALLS[wrong]
+    assert pair.client.request("echo", 1) == 1
+    with pytest.raises(LocalProtocolError, match=said):
+        attempt(pair.client)
+    assert pair.client.request("echo", 2) == 2
+    assert pair.client.state == "connected"
+
+
+def test_a_generator_serves_no_method(pair: Pair) -> None:
+    def generator(payload: int) -> Iterator[int]:
+        yield payload
+
+    with pytest.raises(LocalProtocolError, match=r"m is a Method, but its handler .* is a generator: return the reply"):
+        pair.server.it.handler(method)(generator)
+
+
+def test_a_timeout_that_is_over_is_a_timeout(pair: Pair) -> None:
+    for timeout in (0, -1):
+        with pytest.raises(RequestTimeout) as caught:
+            pair.client.request("echo", 1, timeout=timeout)
+        assert caught.value.processed == "no"
+
+
+def test_a_closed_client_says_so(pair: Pair) -> None:
+    pair.client.close()
+    with pytest.raises(Exception, match="this client is closed"):
+        pair.client.request("echo", 1)
