@@ -9,7 +9,9 @@ import ast
 import importlib
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import certificates
 import pytest
 from kit import App, wait_for
 
@@ -61,14 +64,34 @@ def test_python_is_python_and_imports_what_there_is(page: Path) -> None:
                 assert node.attr in smartipc.__all__, (page, node.attr)
 
 
+def completed(block: str) -> str | None:
+    """Make a piece of a configuration whole: groups get members, keys a worker; None: not ours."""
+    if block.startswith("    "):
+        return f"workers:\n  web:\n    command: [web]\n{block}"
+    keys = set(re.findall(r"^(\w+):", block, re.MULTILINE))
+    if not keys <= {"app", "python_path", "supervisor", "defaults", "workers", "groups", "sockets"}:
+        return None
+    if "workers" in keys:
+        return block
+    groups = re.findall(r"^  (\w+): \{members: \[([^]]*)\]", block, re.MULTILINE)
+    members = {one.strip() for _, some in groups for one in some.split(",")} - {name for name, _ in groups}
+    workers = "".join(f"  {name}: {{command: [{name}]}}\n" for name in sorted(members or {"web"}))
+    return f"{block}workers:\n{workers}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_whole_configurations_are_accepted(page: Path, folder: Path) -> None:
+def test_configurations_and_pieces_of_them_are_accepted(page: Path, folder: Path) -> None:
     (folder / "app").mkdir()  # which a page watches
     (folder / "settings.toml").touch()
+    others = 0
     for block in blocks(page, "yaml"):
-        if re.search(r"^workers:", block, re.MULTILINE):
-            (folder / "app.yaml").write_text(block)
-            load(folder / "app.yaml", environ={})
+        whole = completed(block)
+        if whole is None:
+            others += 1
+            continue
+        (folder / "app.yaml").write_text(whole)
+        load(folder / "app.yaml", environ={})
+    assert others == {"dashboard.md": 1, "containers.md": 1}.get(page.name, 0)  # of Prometheus and Kubernetes
 
 
 @pytest.mark.system
@@ -162,6 +185,28 @@ def test_serving_and_connecting_run(folder: Path) -> None:
         with program(folder, shop):
             assert finish(folder, "till.py") == "pears cost 5\n"
     assert finish(folder, "caller.py") == "till done\n['done']\n"
+
+
+@pytest.mark.system
+def test_connecting_over_tcp_runs(folder: Path) -> None:
+    """As written, but for the hosts, of which the page has two, and the port, which may be taken."""
+    page = "docs/how-to/secure-tcp.md"
+    files = write_files(page, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in files:
+        text = (folder / name).read_text().replace(":7000", f":{port}")
+        (folder / name).write_text(text.replace("0.0.0.0", "127.0.0.1").replace("db.example.org", "localhost"))
+    (command,) = blocks(ROOT / page, "sh")
+    subprocess.run(command.replace("python", sys.executable), shell=True, cwd=folder, check=True, timeout=60)
+    assert (folder / "token").stat().st_mode & 0o777 == 0o600
+    for name, source in (("server.pem", "certificate"), ("server.key", "key"), ("ca.pem", "certificate")):
+        shutil.copy(certificates.FOLDER / f"{source}.pem", folder / name)
+    with program(folder, "near_host.py"):
+        assert finish(folder, "near_guest.py") == "hello neighbour\n"
+    with program(folder, "far_host.py"):
+        assert finish(folder, "far_guest.py") == "hello stranger\n"
 
 
 @pytest.mark.system
