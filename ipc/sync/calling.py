@@ -37,7 +37,8 @@ from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.sync.call import Call, Life
-from smartipc.ipc.sync.polling import IN, OUT, Waker
+from smartipc.ipc.sync.polling import OUT
+from smartipc.ipc.sync.sleeping import Sleepers
 from smartipc.ipc.trust.neighbours import dial_life, is_life
 
 log = logging.getLogger("smartipc.calling")
@@ -74,8 +75,7 @@ class Caller(QuietHost):
         self._pid = os.getpid()
         self._lock = threading.RLock()  # closing a replaced link reports back while it is held
         self._changed = threading.Condition(threading.Lock())
-        self._sleepers: dict[int, Callable[[], None]] = {}
-        self._wakers: list[Waker] = []
+        self._sleepers = Sleepers()
         self._turn = 0
         self._directs: dict[str, tuple[DirectoryState, Link, Entry, Breaker | None]] = {}
         self._late = 0
@@ -143,8 +143,7 @@ class Caller(QuietHost):
             link.close("its process is gone")
         with self._changed:
             self._changed.notify_all()
-        for wake in list(self._sleepers.values()):
-            wake()
+        self._sleepers.wake()
 
     def flush(self) -> None:
         """Write what links have left over."""
@@ -167,9 +166,7 @@ class Caller(QuietHost):
             link.close()
         self.links.clear()
         self._lives.clear()
-        for waker in self._wakers:
-            waker.close()
-        self._wakers.clear()
+        self._sleepers.close()
 
     # LinkHost
 
@@ -516,11 +513,11 @@ class Caller(QuietHost):
 
     def wait(self, link: Link, done: Callable[[], bool]) -> None:
         """Wait until something came over `link` or the directory changed, unless `done` already."""
-        self._poll({link}, done, _LONGEST_SLEEP)
+        self._sleepers.poll({link}, done, _LONGEST_SLEEP)
 
     def wait_any(self, on: Collection[Link], done: Callable[[], bool], longest: float = _LONGEST_SLEEP) -> None:
         """Wait until something came over one of the links, or the directory changed, unless `done` already."""
-        self._poll(on, done, min(longest, _LONGEST_SLEEP))
+        self._sleepers.poll(on, done, min(longest, _LONGEST_SLEEP))
 
     def _sleep(self, calls: Collection[Call]) -> None:
         """Wait until something may have happened to one of the calls."""
@@ -537,46 +534,7 @@ class Caller(QuietHost):
                 call.seen is not state for call in resting
             )
 
-        self._poll(on, happened, min(left, _LONGEST_SLEEP))
-
-    def _poll(self, on: Collection[Link], happened: Callable[[], bool], longest: float) -> None:
-        """Read from any of the links, or be woken: by another thread that read for us, or by the directory."""
-        me = threading.get_ident()
-        try:
-            waker = self._wakers.pop()
-        except IndexError:
-            waker = Waker()
-        self._sleepers[me] = waker.wake
-        poller = select.poll()
-        poller.register(waker, IN)
-        by_fd: dict[int, Link] = {}
-        try:
-            for link in on:
-                link.watchers[me] = waker.wake
-                fd = link.fileno()
-                if fd < 0:
-                    return
-                by_fd[fd] = link
-                poller.register(fd, IN | OUT if link.stuck else IN)
-                timer = link.connection.next_timer()
-                if timer is not None:
-                    longest = min(longest, timer - time.monotonic())
-            # Only now that everybody knows whom to wake is the last look safe.
-            ready = poller.poll(0 if happened() else max(0.0, longest * 1000))
-            now = time.monotonic()
-            for fd, _mask in ready:
-                if fd in by_fd:
-                    by_fd[fd].pump(0)
-            for link in on:
-                timer = link.connection.next_timer()
-                if timer is not None and now >= timer:
-                    link.pump(0)
-        finally:
-            del self._sleepers[me]
-            for link in on:
-                link.watchers.pop(me, None)
-            waker.clear()
-            self._wakers.append(waker)
+        self._sleepers.poll(on, happened, min(left, _LONGEST_SLEEP))
 
 
 def _drain(link: Link) -> None:
