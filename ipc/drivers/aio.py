@@ -2,6 +2,9 @@
 
 Knows nothing of contracts, payload types or routing. Reads with add_reader on its own non-blocking socket; writes at
 once while idle, and once per loop turn or receive batch when busy.
+
+Longer than other files: reading and writing share the state that says which of the two is due, and a call from one
+object to another would be paid for every message.
 """
 
 from __future__ import annotations

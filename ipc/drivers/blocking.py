@@ -1,12 +1,15 @@
 """The blocking driver: one socket and one Connection, usable from several threads, without a helper thread.
 
-Leader and followers: of the threads that wait for answers one reads, for all of them; the others sleep until their
-answer is there or the leader leaves. Writing is under one lock and never blocks while holding it, so two peers that
-send a lot to each other do not starve: a thread that cannot write reads meanwhile.
+Leader and followers (leading.py): of the threads that wait for answers one reads, for all of them; the others sleep
+until their answer is there or the leader leaves. Writing is under one lock and never blocks while holding it, so two
+peers that send a lot to each other do not starve: a thread that cannot write reads meanwhile.
 
 An exception that interrupts a thread between the socket and the protocol state (KeyboardInterrupt, or whatever a
 signal handler raises) closes the link: whether bytes were taken cannot be known then. Nothing of routing, contracts or
 payload types belongs here.
+
+Longer than other files: reading, writing and ending a link meet under one lock, and a call from one object to another
+would be paid for every message.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import TypeVar
 
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
+from smartipc.ipc.drivers.leading import Turns
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.observe import traffic
 from smartipc.ipc.protocol.buffers import DescriptorFrame
@@ -93,17 +97,13 @@ class Link:
         self.error: SmartIpcError | None = None
         self.flows: dict[int, Flow] = {}
         """The open streams and channels, by id; whoever puts one in takes it out."""
-        self.watchers: dict[int, Callable[[], None]] = {}
+        self._turns = Turns()
+        self.watchers = self._turns.watchers
         """By thread: called when another thread has read for it; for threads that poll several links."""
         self._sock = sock
         self._host = host
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
-        self._reader = 0
-        self._depth = 0
-        self._followers = 0
-        self._changed = threading.Condition(threading.Lock())
         self._events: deque[Event] = deque()
         self._results: dict[int, object] = {}
         self._unsent: list[bytes | bytearray | memoryview] = []
@@ -172,7 +172,7 @@ class Link:
 
         Whatever else happens is left to `finish`.
         """
-        if timeout < _LONGEST_WAIT or self._receive_timeout != _LONGEST_WAIT or self._events or not self._lead():
+        if timeout < _LONGEST_WAIT or self._receive_timeout != _LONGEST_WAIT or self._events or not self._turns.lead():
             return self.call(method, payload, timeout=timeout, headers=headers)
         try:
             ident = self.begin(method, payload, timeout=timeout, headers=headers)
@@ -190,7 +190,7 @@ class Link:
             self.abandon()
             raise
         finally:
-            self._unlead()
+            self._turns.leave()
         return self.finish(ident)
 
     def _receive_at_once(self) -> list[Event]:
@@ -257,12 +257,12 @@ class Link:
         try:
             while results[ident] is _PENDING:
                 leading = True
-                if self._lead():
+                if self._turns.lead():
                     try:
                         while results[ident] is _PENDING:
                             self._read(_LONGEST_WAIT)
                     finally:
-                        self._unlead()
+                        self._turns.leave()
                 else:
                     leading = False
                     self._follow(_LONGEST_WAIT, lambda: results[ident] is _PENDING)
@@ -402,11 +402,11 @@ class Link:
 
         While another thread reads, waits for it as long.
         """
-        if self._lead():
+        if self._turns.lead():
             try:
                 self._read(timeout)
             finally:
-                self._unlead()
+                self._turns.leave()
         elif timeout > 0:
             self._follow(timeout, lambda: not self.closed)
 
@@ -424,12 +424,12 @@ class Link:
                 left = _LONGEST_WAIT if until is None else min(_LONGEST_WAIT, until - time.monotonic())
                 if self.closed or left <= 0:
                     return done()
-                leading = self._lead()
+                leading = self._turns.lead()
                 if leading:
                     try:
                         self._read(left)
                     finally:
-                        self._unlead()
+                        self._turns.leave()
                 else:
                     self._follow(left, lambda: not done())
         except BaseException:
@@ -438,58 +438,20 @@ class Link:
             raise
         return True
 
-    def _lead(self) -> bool:
-        """Become the one thread that reads, if nobody is. Whoever dispatches may do so again, from a host's method."""
-        if self._reader == threading.get_ident():
-            self._depth += 1
-            return True
-        if not self._reading.acquire(blocking=False):
-            return False
-        self._reader = threading.get_ident()
-        return True
-
-    def _unlead(self) -> None:
-        if self._depth:
-            self._depth -= 1
-            return
-        self._reader = 0
-        self._reading.release()
-        if self._followers or self.watchers:
-            self._announce()
-
     def _follow(self, timeout: float, wanted: Callable[[], bool]) -> None:
-        """Sleep while another thread leads and `wanted`; let timers pass meanwhile, the leader may not know ours.
-
-        No wake-up is lost: a result is stored before `_followers` is looked at, and we count ourselves before we look
-        at results.
-        """
+        """Sleep while another thread leads and `wanted`; let timers pass meanwhile, the leader may not know ours."""
         timer = self.connection.next_timer()
         if timer is not None:
             timeout = min(timeout, timer - time.monotonic())
         if timeout > 0:
-            with self._changed:
-                self._followers += 1
-                try:
-                    if self._reading.locked() and wanted():
-                        self._changed.wait(timeout)
-                finally:
-                    self._followers -= 1
+            self._turns.follow(timeout, wanted)
         if timer is not None and (now := time.monotonic()) >= timer and not self.closed:
             with self._lock:
                 events = self.connection.handle_timer(now)
                 self._send_some()
             for event in events:
                 self._deliver(event)
-            self._announce()
-
-    def _announce(self) -> None:
-        """Wake the threads that wait for what another one reads."""
-        with self._changed:
-            self._changed.notify_all()
-        me = threading.get_ident()
-        for thread, wake in list(self.watchers.items()):
-            if thread != me:
-                wake()
+            self._turns.announce()
 
     def _read(self, longest: float) -> None:
         """Read once as the leader, let timers pass, dispatch."""
@@ -502,8 +464,8 @@ class Link:
         except BaseException:
             self.abandon()
             raise
-        if self._followers or self.watchers:
-            self._announce()
+        if self._turns.followers or self.watchers:
+            self._turns.announce()
 
     def _receive(self, longest: float) -> list[Event]:
         try:
@@ -627,7 +589,7 @@ class Link:
         for event in events:
             self._deliver(event)
         if events:
-            self._announce()
+            self._turns.announce()
 
     def abandon(self) -> None:
         """End the link because a thread was interrupted at a place where the state of its bytes is unknown."""
@@ -636,7 +598,7 @@ class Link:
             events = self.connection.close("interrupted")
         for event in events:
             self._deliver(event)
-        self._announce()
+        self._turns.announce()
 
     def _on_closed(self, event: Closed) -> None:
         self.closed = True
@@ -785,7 +747,7 @@ class Link:
                 left = min(left, until - time.monotonic())
             if left <= 0:
                 return  # the rest goes with the next read: half a frame cannot be taken back
-            lead = self._lead()
+            lead = self._turns.lead()
             try:
                 readable, ready = self._poll(left, reading=lead, writing=True)
                 if lead and readable:
@@ -794,7 +756,7 @@ class Link:
                 return  # closed meanwhile
             finally:
                 if lead:
-                    self._unlead()
+                    self._turns.leave()
             if not ready and self.while_stalled is not None:
                 self.while_stalled()
             with self._lock:
