@@ -279,6 +279,10 @@ class Pair:
             self._client_flavour, "client", self.place.client, name=name, **(self.place.client_options | options)
         )
 
+    def successor(self, name: str = "srv2") -> Any:
+        """Start another server where the closed one was."""
+        return self._made(self.server.flavour, "server", self.client.it.address, name=name, **self.place.server_options)
+
     def peer(self, name: str = "one") -> Any:
         """Return a client as the server lists it, once it does."""
         from kit import wait_for

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
+import pytest
 from ends import WAIT, Pair
+from kit import wait_for
 
-from smartipc import Channel, Method, Stream
+from smartipc import Channel, ConnectionLost, IpcMessage, Method, Stream, StreamReset
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -102,3 +104,48 @@ def test_a_handler_turns_to_its_caller(pair: Pair) -> None:
     serve(pair.server)
     turn_to(pair.client, {})
     assert pair.server.request(ask_back, 100, **to) == 4950 + 200
+
+
+def test_a_stream_by_name_tells_its_handler_who_reads(pair: Pair) -> None:
+    for opener, server, to, name in (
+        (pair.client, pair.server, {}, "one"),
+        (pair.server, pair.client, {"to": pair.peer()}, "srv"),
+    ):
+
+        def told(request: dict[str, int], message: IpcMessage) -> Iterator[Any]:
+            yield {"number": request["stop"], "body": message.sender.encode()}
+            yield {"number": message.attempt, "body": message.headers["colour"].encode()}
+            yield {"number": len(message.headers), "body": message.trace.encode()}
+
+        if server.flavour == "async":
+
+            async def told_later(request: dict[str, int], message: IpcMessage, told: Any = told) -> AsyncIterator[Any]:
+                for row in told(request, message):
+                    yield row
+
+            server.handler("told")(told_later)
+        else:
+            server.handler("told")(told)
+        headers = {"colour": "blue", "traceparent": "00-abc-def-01"}
+        with opener.open_stream("told", {"stop": 3}, item_type=Row, headers=headers, **to) as items:
+            assert list(items) == [Row(3, name.encode()), Row(1, b"blue"), Row(1, b"00-abc-def-01")]
+
+
+def test_a_channel_is_lost_with_its_server_and_a_stream_opened_at_the_next(pair: Pair) -> None:
+    serve(pair.server)
+    with pair.client.open_channel(echo) as channel:
+        channel.send(Row(1))
+        assert channel.receive() == Row(1)
+        pair.server.close(0.0)
+        with pytest.raises((ConnectionLost, StreamReset)):
+            while True:
+                channel.receive()
+    if not pair.place.lasting:  # a pair of descriptors ends with its connection, and nothing can be opened any more
+        wait_for(lambda: pair.client.state == "closed", "the client is closed")
+        with pytest.raises(ConnectionLost), pair.client.open_stream(rows, 50):
+            raise AssertionError("opened")
+        return
+    again = pair.successor()
+    serve(again)
+    with pair.client.open_stream(rows, 50) as items:
+        assert [row.number for row in items] == list(range(50))

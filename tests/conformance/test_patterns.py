@@ -269,8 +269,7 @@ def test_a_client_comes_back_when_its_server_does(pair: Pair) -> None:
         pair.client.request("echo", 2, timeout=0.2)
     replies: list[int] = []
     waiting = pair.client.submit(lambda: replies.append(pair.client.request("echo", 3, timeout=15)))
-    address = pair.client.it.address
-    again = pair._made(pair.server.flavour, "server", address, name="srv2", **pair.place.server_options)
+    again = pair.successor("srv2")
     handle(again, "echo", lambda payload: payload * 100)
     waiting.join(20)
     assert replies == [300]
