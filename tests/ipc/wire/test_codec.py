@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import sys
 from typing import Annotated, Any
 
 import msgspec
@@ -72,6 +74,14 @@ def test_what_cannot_be_encoded_was_not_sent(value: object) -> None:
 def test_deep_nesting_is_refused(opener: bytes) -> None:
     with pytest.raises(InvalidPayload):
         codec.plain(opener * 100_000 + b"\xc0")
+
+
+def test_a_caller_that_is_deep_itself_is_told_too() -> None:
+    def dig(levels: int) -> Any:
+        return dig(levels - 1) if levels else codec.plain(b"\x91" * 200 + b"\xc0")
+
+    with pytest.raises(InvalidPayload, match="nested too deep"):
+        dig(sys.getrecursionlimit() - len(inspect.stack(0)) - 20)
 
 
 def test_deep_values_are_refused() -> None:

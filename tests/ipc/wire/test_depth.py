@@ -155,6 +155,8 @@ class Strange:
         (list[Leaf], False),
         (dict[str, Point], False),
         (Annotated[int, msgspec.Meta(gt=0)], False),
+        (Annotated[int, msgspec.Meta(title="a number")], False),
+        (Annotated[list[Any], msgspec.Meta(title="whatever")], True),
         (Any, True),
         (dict, True),
         (list, True),
