@@ -23,6 +23,7 @@ from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, Permi
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
+from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.streaming import StreamServer
@@ -33,7 +34,6 @@ from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.trust.neighbours import PATIENCE, Admit, Neighbours
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
-from smartipc.ipc.wire.text import shown
 
 log = logging.getLogger("smartipc.serving")
 current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
@@ -63,7 +63,7 @@ class Server:
         letters: DeadLetters | None = None,
     ) -> None:
         self._gate = gate
-        self._letters = letters
+        self._undelivered = Undelivered(letters)
         self.links: set[Link] = set()
         self._launch = launch
         self._registry = registry
@@ -278,15 +278,15 @@ class Server:
         """Run the handler of a one-way message; nobody waits for it, so its failure becomes a dead letter."""
         refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
         if refused is not None:
-            self._dropped(link, event, str(refused), keep=not isinstance(refused, PermissionDenied))
+            self._undelivered.dropped(link.peer, event, str(refused), keep=not isinstance(refused, PermissionDenied))
             return
         handler = self._registry.find(event.method)
         if isinstance(handler, Fault):
-            self._dropped(link, event, handler.message)
+            self._undelivered.dropped(link.peer, event, handler.message)
             return
         arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
         if isinstance(arguments, Fault):
-            self._dropped(link, event, arguments.message)
+            self._undelivered.dropped(link.peer, event, arguments.message)
             return
         handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
@@ -331,7 +331,7 @@ class Server:
             self._keep(self._one_way(handler, link, event, arguments, 2))
         else:
             log.error("handler of one-way message %s raised", handler.name, exc_info=error)
-            self._bury(link, event, f"{type(error).__name__}: {error}", 1)
+            self._undelivered.failed(link.peer, event, error, 1)
 
     async def _one_way(
         self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], attempt: int
@@ -348,7 +348,7 @@ class Server:
                     attempt += 1
                     continue
                 log.exception("handler of one-way message %s raised", handler.name)
-                self._bury(link, event, f"{type(error).__name__}: {error}", attempt)
+                self._undelivered.failed(link.peer, event, error, attempt)
             return
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -356,19 +356,6 @@ class Server:
         if not task.done():
             self._notifies.add(task)
             task.add_done_callback(self._notifies.discard)
-
-    def _dropped(self, link: Link, event: NotifyReceived, reason: str, *, keep: bool = True) -> None:
-        sender = link.peer.name if link.peer else ""
-        log.warning("one-way message %s of %s dropped: %s", shown(event.method), shown(sender), shown(reason))
-        if keep:
-            self._bury(link, event, reason, 0)
-
-    def _bury(self, link: Link, event: NotifyReceived, reason: str, attempts_made: int) -> None:
-        if self._letters is not None:
-            sender = link.peer.name if link.peer else ""
-            self._letters.add(
-                "notify", event.method, event.payload, sender=sender, reason=reason, attempts=attempts_made
-            )
 
     # the end
 

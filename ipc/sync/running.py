@@ -19,10 +19,10 @@ from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, FrameTooLarge
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
+from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.wire.heads import Fault
-from smartipc.ipc.wire.text import shown
 
 log = logging.getLogger("smartipc.serving")
 current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
@@ -58,7 +58,8 @@ class Work:
         self._registry = registry
         self._port = port
         self._look_after = look_after
-        self._letters = letters
+        self.undelivered = Undelivered(letters)
+        """What becomes of one-way messages that cannot be handled."""
         self._cancelled: set[tuple[Link, int]] = set()
         self._durations: dict[str, float] = {}
         self._corked: set[Link] = set()
@@ -184,11 +185,11 @@ class Work:
         """
         handler = self._registry.find(event.method)
         if isinstance(handler, Fault):
-            self.dropped(link, event, handler.message)
+            self.undelivered.dropped(link.peer, event, handler.message)
             return
         arguments = self._registry.arguments(handler, event, link.peer, time.monotonic())
         if isinstance(arguments, Fault):
-            self.dropped(link, event, arguments.message)
+            self.undelivered.dropped(link.peer, event, arguments.message)
             return
         handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
@@ -198,23 +199,9 @@ class Work:
                 self.queue.append((None, functools.partial(self._one_way, link, event, attempt + 1)))
                 return
             log.exception("handler of one-way message %s raised", handler.name)
-            self._bury(link, event, f"{type(error).__name__}: {error}", attempt)
+            self.undelivered.failed(link.peer, event, error, attempt)
         finally:
             tracing.current.reset(handled)
-
-    def dropped(self, link: Link, event: NotifyReceived, reason: str, *, keep: bool = True) -> None:
-        """Tell that a one-way message is not handled; with `keep` it becomes a dead letter."""
-        sender = link.peer.name if link.peer else ""
-        log.warning("one-way message %s of %s dropped: %s", shown(event.method), shown(sender), shown(reason))
-        if keep:
-            self._bury(link, event, reason, 0)
-
-    def _bury(self, link: Link, event: NotifyReceived, reason: str, attempts_made: int) -> None:
-        if self._letters is not None:
-            sender = link.peer.name if link.peer else ""
-            self._letters.add(
-                "notify", event.method, event.payload, sender=sender, reason=reason, attempts=attempts_made
-            )
 
 
 def _run_posted(work: Callable[[], None]) -> None:

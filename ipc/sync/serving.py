@@ -380,7 +380,9 @@ class Server(QuietHost):
         """Queue it; too many of them stop the reading, see _BACKLOG."""
         refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
         if refused is not None:
-            self.work.dropped(link, event, str(refused), keep=not isinstance(refused, PermissionDenied))
+            self.work.undelivered.dropped(
+                link.peer, event, str(refused), keep=not isinstance(refused, PermissionDenied)
+            )
             return
         self._queue.append((link, event))
 
