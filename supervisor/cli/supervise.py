@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def main(config: str) -> None:
     Exit codes: 0 ended as asked, 1 a worker that must not fail did, or the start failed, 2 invalid configuration or
     usage, 3 this app is running already.
     """
+    _hold_standard_streams()
     try:
         spec = load(config)
     except ConfigError as error:
@@ -53,6 +55,24 @@ def main(config: str) -> None:
         click.echo(f"the start failed: {error}", err=True)
         sys.exit(1)
     sys.exit(code)
+
+
+def _hold_standard_streams() -> None:
+    """Open what of descriptors 0 to 2 was closed by whoever started us.
+
+    Else the lock, a socket or a pipe gets the number, the lines of workers are written into it, and children inherit
+    it as their own stdout.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
 
 
 def _services(spec: AppSpec) -> list[Service]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from kit import App, wait_for
+from kit import BIN, App, alive, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -109,3 +110,25 @@ def test_events_go_on_over_a_restart_of_the_supervisor(app: Callable[..., App], 
     everything = [json.loads(line) for line in one.ctl("events", "--json", "--since", "0").stdout.splitlines()]
     assert everything == first + now
     assert one.ctl("events", "--since", str(now[-1]["seq"])).stdout == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_an_app_started_with_closed_streams_writes_into_nothing_else(folder: Path, closed: str) -> None:
+    one = App(folder, 'workers: {w: {command: [sh, -c, "echo out; echo err >&2; exec sleep 100"]}}')
+    one.out.touch()
+    one.err.touch()
+    command = f"exec {BIN}/smartipc-supervise {one.config} {closed}"
+    one.process = subprocess.Popen(["sh", "-c", command], env=one.env, cwd=folder)
+    try:
+        row = one.wait_state("w:0", "ready")
+        wait_for(lambda: len(one.ctl("logs", "w").stdout.splitlines()) == 2, "its lines")
+        (lock,) = (folder / "r").rglob("lock")
+        assert lock.read_text().strip() == str(one.pid)
+        standard = [os.readlink(f"/proc/{one.pid}/fd/{number}") for number in range(3)]
+        assert not [name for name in standard if str(folder) in name or name.startswith(("socket", "anon"))]
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(10) == 0
+        assert not alive(row["pid"])
+        assert not lock.exists()
+    finally:
+        one.stop()
