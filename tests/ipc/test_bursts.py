@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+import functools
+from collections.abc import Callable
 
 import msgspec
 import pytest
 import uvloop
+from scenes import Scene, play
+from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.errors import InvalidPayload
-from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.protocol.events import MessagesReceived
-from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.sync.testing import Stage
 from smartipc.ipc.tracing import TRACE_HEADER
 
 
@@ -28,35 +28,14 @@ take = Method("w.take", Item, type(None))
 ping = Method("w.ping", type(None), int)
 items = Topic("items.new", Item)
 others = Topic("items.old", Item)
-Scene = Callable[[Stage], Awaitable[None]]
 
 
 @pytest.fixture
 def live() -> Callable[[Scene], None]:
-    def run(scene: Scene) -> None:
-        with tempfile.TemporaryDirectory(prefix="b-") as folder:
-
-            async def main() -> None:
-                async with asyncio.timeout(30):
-                    await scene(Stage(folder))
-
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(main())
-
-    return run
+    return functools.partial(play, loop_factory=uvloop.new_event_loop)
 
 
-@contextlib.asynccontextmanager
-async def handle(stage: Stage, worker: str, slot: int = 0) -> AsyncIterator[SmartIpc]:
-    launch = stage.add(worker, slot)
-    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
-    await ipc._open()
-    stage.set(f"{worker}:{slot}", "ready")
-    try:
-        yield ipc
-    finally:
-        ipc._begin_stop("the end of the scene")
-        await ipc._close(2.0)
+handle = functools.partial(scene_handle, ready=True)
 
 
 async def drained(messages: object, count: int) -> list[int]:

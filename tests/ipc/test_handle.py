@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
 import uvloop
+from scenes import handle, play
 
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Method, Topic
@@ -35,7 +36,7 @@ from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.handshake import Identity
-from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.sync.testing import Stage
 from smartipc.ipc.transports.unix import UnixSocketTransport
 
 
@@ -54,31 +55,7 @@ jobs = Topic("jobs.done", Job)
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def live(request: pytest.FixtureRequest) -> Callable[[Callable[[Stage], Awaitable[None]]], None]:
-    def run(scene: Callable[[Stage], Awaitable[None]]) -> None:
-        with tempfile.TemporaryDirectory(prefix="h-") as folder:
-            stage = Stage(folder)
-
-            async def main() -> None:
-                async with asyncio.timeout(30):
-                    await scene(stage)
-
-            with asyncio.Runner(loop_factory=request.param) as runner:
-                runner.run(main())
-            assert os.listdir(folder) == []
-
-    return run
-
-
-@contextlib.asynccontextmanager
-async def handle(stage: Stage, worker: str, slot: int = 0, **more: object) -> AsyncIterator[SmartIpc]:
-    launch = stage.add(worker, slot, **more)
-    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
-    await ipc._open()
-    try:
-        yield ipc
-    finally:
-        ipc._begin_stop("the end of the scene")
-        await ipc._close(2.0)
+    return functools.partial(play, loop_factory=request.param, tidy=True)
 
 
 def with_methods(ipc: SmartIpc, started: asyncio.Event | None = None) -> list[str]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+import functools
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import uvloop
+from scenes import Scene, play
+from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchWorker, RequestTimeout
-from smartipc.ipc.handle import SmartIpc
-from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.sync.testing import Stage
 
 
 class Odd(Exception): ...
@@ -21,35 +22,14 @@ class Odd(Exception): ...
 
 double = Method("w.double", int, int, errors=(Odd,))
 again = Method("w.double", int, int, idempotent=True)
-Scene = Callable[[Stage], Awaitable[None]]
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def live(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
-    def run(scene: Scene) -> None:
-        with tempfile.TemporaryDirectory(prefix="m-") as folder:
-
-            async def main() -> None:
-                async with asyncio.timeout(30):
-                    await scene(Stage(folder))
-
-            with asyncio.Runner(loop_factory=request.param) as runner:
-                runner.run(main())
-
-    return run
+    return functools.partial(play, loop_factory=request.param)
 
 
-@contextlib.asynccontextmanager
-async def handle(stage: Stage, worker: str, slot: int = 0) -> AsyncIterator[SmartIpc]:
-    launch = stage.add(worker, slot)
-    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
-    await ipc._open()
-    stage.set(f"{worker}:{slot}", "ready")
-    try:
-        yield ipc
-    finally:
-        ipc._begin_stop("the end of the scene")
-        await ipc._close(2.0)
+handle = functools.partial(scene_handle, ready=True)
 
 
 async def collected(replies: AsyncIterator[int]) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import msgspec
 import pytest
 import uvloop
+from scenes import Scene, handle, play
 
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Channel, Method, Stream
@@ -32,7 +33,7 @@ from smartipc.ipc.errors import (
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.streaming import IpcChannel
-from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.sync.testing import Stage
 from smartipc.ipc.wire.buffer import Buffer
 
 
@@ -53,34 +54,10 @@ chat = Channel("w.chat", send=Range, receive=Row, errors=(Refused,))
 echo = Channel("w.echo", send=bytes, receive=bytes)
 ping = Method("w.ping", int, int)
 
-Scene = Callable[[Stage], Awaitable[None]]
-
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def live(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
-    def run(scene: Scene) -> None:
-        with tempfile.TemporaryDirectory(prefix="f-") as folder:
-
-            async def main() -> None:
-                async with asyncio.timeout(30):
-                    await scene(Stage(folder))
-
-            with asyncio.Runner(loop_factory=request.param) as runner:
-                runner.run(main())
-
-    return run
-
-
-@contextlib.asynccontextmanager
-async def handle(stage: Stage, worker: str, slot: int = 0, **more: object) -> AsyncIterator[SmartIpc]:
-    launch = stage.add(worker, slot, **more)  # type: ignore[arg-type]
-    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
-    await ipc._open()
-    try:
-        yield ipc
-    finally:
-        ipc._begin_stop("the end of the scene")
-        await ipc._close(2.0)
+    return functools.partial(play, loop_factory=request.param)
 
 
 def the_link(ipc: SmartIpc) -> Link:

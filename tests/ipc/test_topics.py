@@ -7,11 +7,13 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scenes import Scene
+from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import ExitFacts
@@ -19,10 +21,9 @@ from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, SlowC
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.sync import SmartIpc as BlockingIpc
-from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.sync.testing import Stage
 
 ticks = Topic("ticks", int)
-Scene = Callable[[Stage], Awaitable[None]]
 
 
 @pytest.fixture
@@ -41,16 +42,8 @@ def live() -> Callable[[Scene], None]:
     return run
 
 
-@contextlib.asynccontextmanager
-async def handle(stage: Stage, worker: str, slot: int = 0, **more: Any) -> AsyncIterator[SmartIpc]:
-    launch = stage.add(worker, slot, retained=f"{stage.folder}/retained", **more)
-    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
-    await ipc._open()
-    try:
-        yield ipc
-    finally:
-        ipc._begin_stop("the end of the scene")
-        await ipc._close(2.0)
+def handle(stage: Stage, worker: str, slot: int = 0, **more: Any) -> contextlib.AbstractAsyncContextManager[SmartIpc]:
+    return scene_handle(stage, worker, slot, retained=f"{stage.folder}/retained", **more)
 
 
 async def until(look: Callable[[], object]) -> None:

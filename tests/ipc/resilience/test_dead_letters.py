@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import stat
-import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scenes import Scene, play
+from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.errors import RequestTimeout, WorkerDied
@@ -22,10 +23,8 @@ from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.resilience import dead_letters
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.handle import SmartIpc as BlockingIpc
-from smartipc.ipc.sync.testing import Stage, StagePort
+from smartipc.ipc.sync.testing import Stage
 from smartipc.ipc.wire import codec
-
-Scene = Callable[[Stage], Awaitable[None]]
 
 
 @pytest.fixture
@@ -118,28 +117,13 @@ def test_a_forked_child_opens_the_file_anew(letters: DeadLetters) -> None:
 
 @pytest.fixture
 def live(letters: DeadLetters) -> Callable[[Scene], None]:
-    def run(scene: Scene) -> None:
-        with tempfile.TemporaryDirectory(prefix="d-") as folder:
-
-            async def main() -> None:
-                async with asyncio.timeout(30):
-                    await scene(Stage(folder))
-
-            asyncio.run(main())
-
-    return run
+    return play
 
 
-@contextlib.asynccontextmanager
-async def handle(stage: Stage, worker: str, letters: DeadLetters, **more: Any) -> AsyncIterator[SmartIpc]:
-    launch = stage.add(worker, dead_letters=letters._path, **more)
-    ipc = SmartIpc(launch, stage.directory(), StagePort(stage, launch))
-    await ipc._open()
-    try:
-        yield ipc
-    finally:
-        ipc._begin_stop("the end of the scene")
-        await ipc._close(2.0)
+def handle(
+    stage: Stage, worker: str, letters: DeadLetters, **more: Any
+) -> contextlib.AbstractAsyncContextManager[SmartIpc]:
+    return scene_handle(stage, worker, dead_letters=letters._path, **more)
 
 
 async def until(look: Callable[[], object]) -> None:
