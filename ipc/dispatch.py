@@ -196,12 +196,27 @@ def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, 
     if not isinstance(method, Method):
         raise LocalProtocolError(misuse(method, "a Method or a name such as 'worker.method'"))
     encoded = codec.encode(payload, method=method.name)
-    if type(payload) is not method.request:
+    if type(payload) is not method.request and method.request is not Any:
         try:
             codec.decode(encoded, method.request, method=method.name)
         except InvalidPayload as error:
             raise InvalidPayload(error.path, error.reason, method=method.name, processed="no") from None
     return method.name, encoded
+
+
+def contract_of(method: Method[Any, Any] | str, reply_type: Any) -> Method[Any, Any]:
+    """Return the contract of a method that may be given by its name.
+
+    Raises:
+        LocalProtocolError: it is neither a Method nor a name.
+        ValueError: the name is malformed.
+    """
+    if isinstance(method, str):
+        wanted: Any = Any  # a type like any other, but not for type checkers
+        return Method(method, wanted, wanted if reply_type is None else reply_type)
+    if not isinstance(method, Method):
+        raise LocalProtocolError(misuse(method, "a Method or a name such as 'worker.method'"))
+    return method
 
 
 def seconds_for(

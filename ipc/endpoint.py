@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.bursts import NotifyBurst
 from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
-from smartipc.ipc.dispatch import Registry, check_servable, request_payload, seconds_for
+from smartipc.ipc.dispatch import Registry, check_servable, contract_of, request_payload, seconds_for
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.drivers.inheritance import Refusing, in_child
@@ -335,6 +335,7 @@ class Endpoint:
         answers = await self._router.broadcast(name, encoded, timeout=_budget(contract, timeout), declared=declared)
         return [_outcome(instance, answer, contract, name) for instance, answer in answers]
 
+    @overload
     def map(
         self,
         method: Method[Req, Rep],
@@ -344,18 +345,46 @@ class Endpoint:
         ordered: bool = True,
         timeout: float | None = None,
         to: Peer | None = None,
-    ) -> AsyncIterator[Rep]:
+    ) -> AsyncIterator[Rep]: ...
+
+    @overload
+    def map(
+        self,
+        method: str,
+        payloads: Iterable[Any] | AsyncIterable[Any],
+        *,
+        concurrency: int = LOOK_AHEAD,
+        ordered: bool = True,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        reply_type: Any = None,
+    ) -> AsyncIterator[Any]: ...
+
+    def map(
+        self,
+        method: Method[Any, Any] | str,
+        payloads: Iterable[Any] | AsyncIterable[Any],
+        *,
+        concurrency: int = LOOK_AHEAD,
+        ordered: bool = True,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        reply_type: Any = None,
+    ) -> AsyncIterator[Any]:
         """Call once per payload, at most `concurrency` under way, and yield the replies, in order if `ordered`.
 
         Payloads are drawn only as places come free. The first failure is raised at its place; leaving the iteration
         early cancels what is under way.
 
+        For a method given by name `reply_type` is the type to decode the replies into.
+
         Raises:
-            LocalProtocolError: `concurrency` is below 1.
+            LocalProtocolError: `concurrency` is below 1, or `method` is neither a Method nor a name.
             Exception: as request.
         """
         if concurrency < 1:
             raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
+        method = contract_of(method, reply_type)
         run = Run(
             self._router.direct if to is None else None,
             self._router.request,

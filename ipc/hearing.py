@@ -29,7 +29,7 @@ from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.subscriptions import Inbox, subscription_of
+from smartipc.ipc.subscriptions import Inbox, entered_twice, not_entered, subscription_of
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.text import shown
 
@@ -60,6 +60,7 @@ class Messages(Generic[T]):
         self._hub = hub
         self._inbox = inbox
         self._closed = False
+        self._entered = False
         self._wake: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -71,6 +72,9 @@ class Messages(Generic[T]):
         return self._inbox.dropped
 
     async def __aenter__(self) -> Messages[T]:
+        if self._entered:
+            raise LocalProtocolError(entered_twice(self._inbox.pattern))
+        self._entered = True
         await self._hub.register(self, self._inbox)
         return self
 
@@ -89,6 +93,7 @@ class Messages(Generic[T]):
         Raises:
             InvalidPayload: the next message does not fit the topic's type; the one after it may.
             SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
+            LocalProtocolError: the subscription was not entered.
         """
         together = self._inbox.together
         if len(together) > 1:  # the last of them is left to the inbox, which then gives credit back for all
@@ -99,6 +104,8 @@ class Messages(Generic[T]):
                 raise self._inbox.error
             if self._closed:
                 raise StopAsyncIteration
+            if not self._entered:
+                raise LocalProtocolError(not_entered(self._inbox.pattern, "async with"))
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
         message, link, owed = self._inbox.take()

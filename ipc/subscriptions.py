@@ -332,3 +332,13 @@ def subscription_of(
         raise LocalProtocolError(f"max_pending must be at least 1, got {window}")
     pattern, payload_type = (topic.name, topic.payload) if isinstance(topic, Topic) else (check_pattern(topic), Any)
     return Inbox(number, pattern, payload_type, window, cast("Overflow", overflow), queue or "")
+
+
+def not_entered(pattern: str, block: str) -> str:
+    """Say what to do with a subscription that is read before it was entered."""
+    return f"the subscription to {pattern!r} was not entered: {block} ipc.subscribe(...) as messages"
+
+
+def entered_twice(pattern: str) -> str:
+    """Say what to do with a subscription that is entered again."""
+    return f"the subscription to {pattern!r} was entered before: make a new one"

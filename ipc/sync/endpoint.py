@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
-from smartipc.ipc.dispatch import Registry, check_servable, request_payload, seconds_for
+from smartipc.ipc.dispatch import Registry, check_servable, contract_of, request_payload, seconds_for
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening, wants_a_message
@@ -248,6 +248,7 @@ class Endpoint:
                 self._router.cancel(call)
         return [_outcome(call, contract) for call in calls]
 
+    @overload
     def map(
         self,
         method: Method[Req, Rep],
@@ -257,18 +258,46 @@ class Endpoint:
         ordered: bool = True,
         timeout: float | None = None,
         to: Peer | None = None,
-    ) -> Iterator[Rep]:
+    ) -> Iterator[Rep]: ...
+
+    @overload
+    def map(
+        self,
+        method: str,
+        payloads: Iterable[Any],
+        *,
+        concurrency: int = LOOK_AHEAD,
+        ordered: bool = True,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        reply_type: Any = None,
+    ) -> Iterator[Any]: ...
+
+    def map(
+        self,
+        method: Method[Any, Any] | str,
+        payloads: Iterable[Any],
+        *,
+        concurrency: int = LOOK_AHEAD,
+        ordered: bool = True,
+        timeout: float | None = None,
+        to: Peer | None = None,
+        reply_type: Any = None,
+    ) -> Iterator[Any]:
         """Call once per payload, at most `concurrency` under way, and yield the replies, in order if `ordered`.
 
         Payloads are drawn only as places come free. The first failure is raised at its place; leaving the iteration
         early (closing the iterator) cancels what is under way. No threads: the calls are pipelined.
 
+        For a method given by name `reply_type` is the type to decode the replies into.
+
         Raises:
-            LocalProtocolError: `concurrency` is below 1.
+            LocalProtocolError: `concurrency` is below 1, or `method` is neither a Method nor a name.
             Exception: as request.
         """
         if concurrency < 1:
             raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
+        method = contract_of(method, reply_type)
         return self._map(method, iter(payloads), concurrency, ordered=ordered, timeout=timeout, to=to)
 
     def _map(

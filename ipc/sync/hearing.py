@@ -28,7 +28,7 @@ from smartipc.ipc.protocol.events import MessageReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.port import ControlPort
-from smartipc.ipc.subscriptions import Inbox, Kept, subscription_of
+from smartipc.ipc.subscriptions import Inbox, Kept, entered_twice, not_entered, subscription_of
 from smartipc.ipc.sync.serving import Server
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.text import shown
@@ -65,6 +65,7 @@ class Messages(Generic[T]):
         self._hub = hub
         self._inbox = inbox
         self._closed = False
+        self._entered = False
         self._lock = threading.Lock()
         self.function: Callable[..., Any] | None = None
         self.wants_message = False
@@ -81,6 +82,9 @@ class Messages(Generic[T]):
         return self._inbox.dropped
 
     def __enter__(self) -> Messages[T]:
+        if self._entered:
+            raise LocalProtocolError(entered_twice(self._inbox.pattern))
+        self._entered = True
         self._hub.register(self, self._inbox)
         return self
 
@@ -99,6 +103,7 @@ class Messages(Generic[T]):
         Raises:
             InvalidPayload: the next message does not fit the topic's type; the one after it may.
             SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
+            LocalProtocolError: the subscription was not entered.
         """
         message = self.receive(None)
         if message is None:
@@ -109,8 +114,10 @@ class Messages(Generic[T]):
         """Return the next message, or None after `timeout` seconds, or at the end of the subscription.
 
         Raises:
-            InvalidPayload, SlowConsumer: as iteration.
+            InvalidPayload, SlowConsumer, LocalProtocolError: as iteration.
         """
+        if not self._entered:
+            raise LocalProtocolError(not_entered(self._inbox.pattern, "with"))
         while True:
             if not self._hub.wait(self._settled, timeout):
                 return None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ends import Pair, Place
 
-from smartipc import Channel, LocalProtocolError, Method, RequestTimeout, Stream, Topic
+from smartipc import Channel, InvalidPayload, LocalProtocolError, Method, RequestTimeout, Stream, Topic
 
 method = Method("m", int, int)
 stream = Stream("s", int, int)
@@ -30,6 +30,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a number as a method": (lambda it: it.request(5, 1), "expected a Method or a name such as 'worker.method', got 5"),
     "a stream requested": (lambda it: it.request(stream, 1), "s is a Stream, and goes with open_stream"),
     "a channel notified": (lambda it: it.notify(channel, 1), "c is a Channel, and goes with open_channel"),
+    "a stream mapped": (lambda it: list(it.map(stream, [1])), "s is a Stream, and goes with open_stream"),
     "a topic requested": (lambda it: it.request(topic, 1), "t is a Topic, and goes with publish or subscribe"),
     "a method published": (lambda it: it.publish(method, 1), "m is a Method, and goes with request"),
     "a method published now": (lambda it: it.publish_nowait(method, 1), "m is a Method, and goes with request"),
@@ -98,3 +99,34 @@ def test_a_closed_client_says_so(pair: Pair) -> None:
     pair.client.close()
     with pytest.raises(Exception, match="this client is closed"):
         pair.client.request("echo", 1)
+
+
+def test_a_subscription_that_was_not_entered_says_so(pair: Pair) -> None:
+    messages = pair.client.it.subscribe("a.b") if pair.client.flavour == "sync" else None
+    if messages is not None:
+        with pytest.raises(LocalProtocolError, match=r"'a.b' was not entered: with ipc.subscribe\(...\) as messages"):
+            next(iter(messages))
+        with messages:
+            pass
+        with pytest.raises(LocalProtocolError, match="was entered before"), messages:
+            pass
+        return
+
+    async def main() -> None:
+        messages = pair.client.it.subscribe("a.b")
+        with pytest.raises(LocalProtocolError, match=r"'a.b' was not entered: async with"):
+            await anext(messages)
+        async with messages:
+            pass
+        with pytest.raises(LocalProtocolError, match="was entered before"):
+            async with messages:
+                pass
+
+    pair.client._loop.run(main())
+
+
+def test_a_method_is_mapped_by_its_name(pair: Pair) -> None:
+    assert list(pair.client.map("echo", [1, "a", None], concurrency=2)) == [1, "a", None]
+    assert list(pair.client.map("echo", [[1, 2], [3]], reply_type=set[int], ordered=True)) == [{1, 2}, {3}]
+    with pytest.raises(InvalidPayload):
+        list(pair.client.map("echo", ["a"], reply_type=int))
