@@ -101,6 +101,7 @@ class Number(Kind):
     """A word that is taken as well."""
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
+        node = node.typed() if isinstance(node, Value) else node
         if self.word and isinstance(node, Value) and node.value == self.word:
             return self.word
         types = (int,) if self.whole else (int, float)
@@ -140,6 +141,7 @@ class Duration(Kind):
     """Seconds, positive: 250ms 10s 1m30s 2h or a number."""
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
+        node = node.typed() if isinstance(node, Value) else node
         if not isinstance(node, Value) or isinstance(node.value, bool) or node.value is None:
             return self.wrong(node, path, problems, _DURATION_HINT)
         if isinstance(node.value, str):
@@ -172,6 +174,7 @@ class Boolean(Kind):
     """true or false, nothing else."""
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
+        node = node.typed() if isinstance(node, Value) else node
         if not isinstance(node, Value) or not isinstance(node.value, bool):
             return self.wrong(node, path, problems, "only true and false are booleans")
         return node.value

@@ -48,5 +48,5 @@ def _scalar(node: Value, environ: Environment[str, str], problems: Problems, pat
 
     text = _PATTERN.sub(replace, node.value)
     if text == node.value or not node.plain:
-        return Value(node.place, text, node.plain)
+        return Value(node.place, text, node.plain, variable=text != node.value)
     return Value(node.place, resolve(text), plain=True)

@@ -24,11 +24,22 @@ MAX_NODES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A scalar. `plain` tells that it was written without quotes, and is resolved to its type."""
+    """A scalar. `plain` tells that it was written without quotes, and is resolved to its type.
+
+    `variable` tells that it was written in quotes, with a variable in it: inside { } YAML asks for the quotes, so they
+    do not tell text from numbers.
+    """
 
     place: Place
     value: Scalar
     plain: bool = True
+    variable: bool = False
+
+    def typed(self) -> Value:
+        """Return it as it would be without quotes, where only a number or a boolean makes sense."""
+        if self.variable and isinstance(self.value, str):
+            return Value(self.place, resolve(self.value))
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,8 @@ def parse(text: str, shown: str, problems: Problems) -> Mapping | None:
         hint = (
             "indent with spaces" if "\\t" in str(error.problem) or "'\t'" in str(error.problem) else "check the syntax"
         )
+        if "got '{'" in str(error.problem) and "${" in text.splitlines()[place.line - 1]:
+            hint = 'inside { } and [ ], write variables in quotes: "${NAME}"'
         problems.add(place, "", f"not valid YAML: {error.problem}", hint)
         return None
     except (yaml.YAMLError, RecursionError) as error:

@@ -28,6 +28,7 @@ class Size(Kind):
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
         """Return whole bytes."""
+        node = node.typed() if isinstance(node, Value) else node
         if not isinstance(node, Value) or isinstance(node.value, (bool, float)) or node.value is None:
             return self.wrong(node, path, problems, _SIZE_HINT)
         if isinstance(node.value, str):

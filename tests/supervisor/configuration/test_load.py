@@ -278,3 +278,25 @@ groups:
     for phrase in phrases:
         assert any(phrase in one for one in told), (phrase, told)
     assert len(told) == len(phrases)
+
+
+def test_a_variable_in_quotes_may_be_a_number_where_text_makes_no_sense(tmp_path: Path) -> None:
+    text = """workers:
+  w: {command: [echo, "${N}"], instances: "${N}", start_timeout: "${N}", env: {A: "${N}"}, significant: "${B}",
+      logs: {max_bytes: "${N}"}, restart: {factor: "${N}", max_restarts: "${X:-7}"}}
+groups:
+  g: {members: [w], auto_shutdown: any-significant}
+"""
+    (one,) = loaded(tmp_path, text, N="3", B="true").workers
+    assert (one.command, one.env, one.instances, one.start_timeout) == (("echo", "3"), {"A": "3"}, 3, 3.0)
+    assert (one.significant, one.logs.max_bytes, one.restart.factor, one.restart.max_restarts) == (True, 3, 3, 7)
+    (target,) = loaded(tmp_path, 'workers: {w: {target: "m:f", kwargs: {n: "${N}"}}}', N="3").workers
+    assert target.kwargs == {"n": "3"}
+    assert "expected a whole number or 'auto', got 'x'" in str(problems(tmp_path, text, N="x", B="true"))
+    assert "got '3'" in problems(tmp_path, 'workers: {w: {command: [x], instances: "3"}}')[0], "no variable, no number"
+
+
+def test_a_bare_variable_inside_braces_is_explained(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "workers:\n  w: {command: [x], instances: ${N}}\n", N="3")
+    assert ":2:" in found
+    assert 'write variables in quotes: "${NAME}"' in found
