@@ -3,6 +3,8 @@
 A verb checks and encodes, then hands over to a Router, which knows where things go: `handle.py` has the one with a
 directory of instances, `client.py` the one with a single link, `server.py` the one with many clients. No links, waiting
 or retries in here. The blocking twin is sync/endpoint.py; a test keeps the two from drifting.
+
+Longer than other files: overloads and docstrings of a dozen verbs; the code of each is short.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ The opener may send on a channel from the first CREDIT on, which says that it wa
 without one. Items are cut and handed out here as the outbox asks for pieces, so what waits is bounded: `send` takes an
 item only when there is credit for it and less than a chunk waits already. Payload types, handlers and waiting do not
 belong here.
+
+Longer than other files: the two directions of a stream end by each other, and are judged in one place.
 """
 
 from __future__ import annotations

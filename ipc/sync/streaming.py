@@ -3,6 +3,8 @@
 Whoever waits reads: over the one link at a worker that opened, over all links at whoever serves. A stream's generator
 is stepped in the home thread, between requests, as its reader gives credit; a channel function runs there until it
 returns, and other links are read while it waits. What an end or a fault means is decided in flows.py.
+
+Longer than other files: both ends of a stream, since a channel is the same object at either.
 """
 
 from __future__ import annotations
