@@ -6,6 +6,7 @@ A block is a file if `<!-- file: NAME -->` stands before it; several blocks of o
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import certificates
+import psutil
 import pytest
 from kit import App, wait_for
 
@@ -124,6 +126,22 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "XDG_RUNTIME_DIR": str(folder / "r"), "PYTHONUNBUFFERED": "1"}
 
 
+def listens(pid: int) -> bool:
+    """Tell whether a process has a listening socket."""
+    nodes = set()
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile, or the process has ended
+        for one in os.listdir(f"/proc/{pid}/fd"):
+            nodes.add(os.readlink(f"/proc/{pid}/fd/{one}"))
+    unix = {
+        f"socket:[{row.split()[6]}]"
+        for row in Path("/proc/net/unix").read_text().splitlines()
+        if row.split()[3] == "00010000"
+    }
+    return bool(nodes & unix) or any(
+        one.status == psutil.CONN_LISTEN and one.pid == pid for one in psutil.net_connections("inet")
+    )
+
+
 @contextmanager
 def program(folder: Path, name: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Run a Python file until the block is left."""
@@ -133,6 +151,10 @@ def program(folder: Path, name: str) -> Iterator[tuple[subprocess.Popen[bytes], 
             [sys.executable, name], cwd=folder, env=environment(folder), stdout=file, stderr=subprocess.STDOUT
         )
     try:
+        if not name.startswith(
+            "watch"
+        ):  # a host: its guests try for ten seconds, and its start may take that under load
+            wait_for(lambda: listens(process.pid) or process.poll() is not None, f"{name} listens")
         yield process, out
     finally:
         process.send_signal(signal.SIGINT)
