@@ -123,7 +123,9 @@ def test_apps_run(app: Callable[..., App], folder: Path, page: str, lines: list[
 
 def environment(folder: Path) -> dict[str, str]:
     (folder / "r").mkdir(mode=0o700, exist_ok=True)
-    return {**os.environ, "XDG_RUNTIME_DIR": str(folder / "r"), "PYTHONUNBUFFERED": "1"}
+    # A page may run pytest itself: options and coverage of this run are none of its business.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COVERAGE"))}
+    return {**kept, "XDG_RUNTIME_DIR": str(folder / "r"), "PYTHONUNBUFFERED": "1"}
 
 
 def listens(pid: int) -> bool:
