@@ -69,6 +69,8 @@ _IOV = 512
 _LONGEST_WAIT = 1.0
 """Seconds of the longest single read; the socket's own timeout is set anew only when a shorter one is needed."""
 _STALL = 0.01
+_YIELD = 0.0005
+"""Seconds left to another thread that reads already."""
 _TIMEVAL = struct.Struct("@ll")
 _PENDING = object()
 
@@ -409,6 +411,8 @@ class Link:
                 self._turns.leave()
         elif timeout > 0:
             self._follow(timeout, lambda: not self.closed)
+        else:  # a poller finds it readable again at once: spinning, it would starve the reader of the interpreter
+            time.sleep(_YIELD)
 
     def wait(self, done: Callable[[], bool], until: float | None = None) -> bool:
         """Read, or let another thread read, until `done`, the link is over, or the time; return done().
