@@ -6,6 +6,7 @@ directions, so whoever waits for an answer also reads what the peer asks, and th
 
 from __future__ import annotations
 
+import abc
 import os
 import threading
 import time
@@ -40,7 +41,7 @@ class NoSupervisor:
         """Note nothing."""
 
 
-class Desk(Server):
+class Desk(Server, abc.ABC):
     """Links that carry calls both ways. `home` runs the handlers; see sync.serving."""
 
     def __init__(self, launch: Launch, registry: Registry) -> None:
@@ -73,9 +74,13 @@ class Desk(Server):
         """Decide on a call whose attempt failed. Here: nothing is tried again."""
         call.error = error
 
+    @abc.abstractmethod
+    def start(self, call: Call) -> None:
+        """Send a call: it is on a link then, or done."""
+
     def restart(self, call: Call) -> None:
         """Start a call again that `failed` left open."""
-        raise NotImplementedError
+        self.start(call)
 
     def drive(self, calls: Collection[Call]) -> None:
         """Work on all the calls until at least one is done; serve meanwhile in the home thread."""

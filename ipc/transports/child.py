@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import weakref
 
-from smartipc.ipc.errors import ConnectFailed
+from smartipc.ipc.errors import ConnectFailed, LocalProtocolError
 from smartipc.ipc.transports.base import IpcTransport, Listener
+
+_taken: weakref.WeakValueDictionary[int, socket.socket] = weakref.WeakValueDictionary()
+"""What was made of each descriptor in this process. Two readers of one socket would each get half of its frames."""
 
 
 class ChildProcessTransport(IpcTransport):
@@ -29,7 +33,17 @@ class ChildProcessTransport(IpcTransport):
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def dial(self, timeout: float = 5.0) -> socket.socket:  # noqa: ARG002 - it is connected already
-        """Return the socket of the descriptor; see IpcTransport.dial."""
+        """Return the socket of the descriptor; see IpcTransport.dial.
+
+        Raises:
+            LocalProtocolError: this process has taken it over already, and has not closed it.
+        """
+        known = _taken.get(self.fd)
+        if known is not None and known.fileno() == self.fd:
+            raise LocalProtocolError(
+                f"fd://{self.fd} is in use in this process already: one descriptor carries one connection; close the "
+                "first, or make another pair"
+            )
         try:
             sock = socket.socket(fileno=self.fd)
         except OSError as error:
@@ -44,6 +58,7 @@ class ChildProcessTransport(IpcTransport):
         if sock.type != socket.SOCK_STREAM:
             sock.detach()
             raise ConnectFailed(f"fd://{self.fd}", "it is no stream socket")
+        _taken[self.fd] = sock
         return sock
 
     def listen(self, backlog: int = 512) -> Listener:  # noqa: ARG002 - exactly one peer arrives

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import functools
 import os
+import sys
 import time
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
 import uvloop
 from scenes import handle, play
 
-from smartipc.ipc import control
+from smartipc.ipc import control, serving
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.control import ExitFacts
 from smartipc.ipc.drivers.aio import Link
@@ -261,6 +264,48 @@ def test_concurrency_and_waiting_are_bounded(live: Callable[..., None]) -> None:
             assert await c.request(sleepy, Job(0)) == 0
 
     live(scene)
+
+
+def test_cancelling_one_of_many_that_wait_costs_the_same_as_one_of_few() -> None:
+    """The work is counted in steps of the interpreter within the file that keeps the queue, not in seconds."""
+
+    async def steps(stage: Stage, waiting: int) -> int:
+        count = 0
+
+        def step(frame: types.FrameType, event: str, _arg: object) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename != serving.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            count += event == "opcode"
+            return step
+
+        async def until_waiting(number: int) -> None:
+            while w.snapshot().waiting != number:
+                await asyncio.sleep(0)
+
+        limits = {"concurrency_running": 1, "concurrency_waiting": waiting}
+        async with handle(stage, "w", waiting, ready=True, **limits) as w, handle(stage, "c", waiting) as c:
+            w.handler("sleep")(asyncio.sleep)
+            calls = [asyncio.ensure_future(c.request("w.sleep", 60, slot=waiting)) for _ in range(waiting + 1)]
+            await until_waiting(waiting)
+            before = sys.gettrace()
+            sys.settrace(step)
+            try:
+                for call in reversed(calls[1:]):
+                    call.cancel()
+                await until_waiting(0)
+            finally:
+                sys.settrace(before)
+            calls[0].cancel()
+            await asyncio.wait(calls)
+        return count
+
+    async def scene(stage: Stage) -> None:
+        few, many = await steps(stage, 50), await steps(stage, 500)
+        assert 5 * few < many < 20 * few
+
+    play(scene)
 
 
 def test_a_death_is_told_with_its_facts(live: Callable[..., None]) -> None:

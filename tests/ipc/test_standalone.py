@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from smartipc import (
     RequestCancelled,
     RequestTimeout,
 )
+from smartipc.ipc import sync
 
 
 @pytest.fixture
@@ -288,3 +290,20 @@ def test_a_handler_that_cancels_itself_is_answered(address: str) -> None:
                 assert await client.request("echo", name) == name
 
     run(main())
+
+
+def test_a_descriptor_is_connected_once_in_a_process() -> None:
+    async def scene() -> None:
+        near, far = socket.socketpair()
+        address = f"fd://{near.detach()}"
+        async with smartipc.serve(f"fd://{far.detach()}") as server, smartipc.connect(address) as first:
+            server.handler("echo")(lambda text: text)
+            for again in (smartipc.connect, smartipc.serve):
+                with pytest.raises(LocalProtocolError, match="in use in this process already"):
+                    await again(address)
+            for blocking in (sync.connect, sync.serve):
+                with pytest.raises(LocalProtocolError, match="in use in this process already"):
+                    blocking(address)
+            assert await first.request("echo", "whole") == "whole"
+
+    run(scene())

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from certificates import client_context, server_context
 
-from smartipc.ipc.errors import ConnectFailed
+from smartipc.ipc.errors import ConnectFailed, LocalProtocolError
 from smartipc.ipc.transports import files, pipe
 from smartipc.ipc.transports.child import ChildProcessTransport
 from smartipc.ipc.transports.factory import transport_for
@@ -300,6 +300,21 @@ def test_an_inherited_descriptor_must_be_a_connected_stream_socket(folder: Path)
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with near, far, pytest.raises(ConnectFailed, match="no stream socket"):
         ChildProcessTransport(near.fileno()).dial()
+
+
+def test_a_descriptor_carries_one_connection_at_a_time() -> None:
+    near, far = socket.socketpair()
+    number = near.detach()
+    first = ChildProcessTransport(number).dial()
+    for take in (ChildProcessTransport(number).dial, ChildProcessTransport(number).listen):
+        with pytest.raises(LocalProtocolError, match=f"fd://{number} is in use in this process already"):
+            take()
+    first.send(b"whole")
+    assert far.recv(100) == b"whole"
+    first.close()
+    os.dup2(far.fileno(), number)  # the number is free for another connection
+    ChildProcessTransport(number).dial().close()
+    far.close()
 
 
 def test_an_inherited_descriptor_that_nobody_accepts_is_closed() -> None:
