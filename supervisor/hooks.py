@@ -94,7 +94,7 @@ class Hooks:
             try:
                 await self._run(worker, instance, argv, env, worker.stop.timeout)
             except HookFailed as error:
-                log.warning("%s: after_stop: %s", instance, error)
+                log.warning("%s: after_stop: %s", instance, error, extra={"instance": instance})
 
     @property
     def cleaning_up(self) -> list[str]:

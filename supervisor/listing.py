@@ -126,7 +126,9 @@ class Listing:
                 try:
                     link.notify(control.directory.name, encoded)
                 except SmartIpcError as error:
-                    log.warning("directory update not sent to %s: %s", link.peer.name, error)
+                    log.warning(
+                        "directory update not sent to %s: %s", link.peer.name, error, extra={"instance": link.peer.name}
+                    )
 
     def _allow_of(self, worker: str) -> Allow | None:
         """Return what a worker may say and hear; one that is being removed is no longer in the spec."""

@@ -13,13 +13,14 @@ from smartipc.supervisor.host.output import as_json
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line. Whoever logs of an instance names it: `extra={"instance": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return as_json(record.levelname.lower(), "", "log", text, record.created).decode().rstrip()
+        instance = getattr(record, "instance", "")
+        return as_json(record.levelname.lower(), instance, "log", text, record.created).decode().rstrip()
 
 
 class _Console(logging.Formatter):

@@ -58,7 +58,12 @@ class WorkerPipe(QuietHost):
         try:
             self._on_notify(event)
         except SmartIpcError as error:
-            log.warning("%s said what cannot be understood: %s", self._life.instance, error)
+            log.warning(
+                "%s said what cannot be understood: %s",
+                self._life.instance,
+                error,
+                extra={"instance": self._life.instance},
+            )
 
     def _on_notify(self, event: NotifyReceived) -> None:
         app, life = self._app, self._life
@@ -85,7 +90,7 @@ class WorkerPipe(QuietHost):
             case control.ending.name:
                 life.ending = codec.decode(event.payload, control.Ending, method=event.method)
             case _:
-                log.warning("%s: unknown notice %r", life.instance, event.method)
+                log.warning("%s: unknown notice %r", life.instance, event.method, extra={"instance": life.instance})
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Launch, subscribe, unsubscribe."""

@@ -56,6 +56,7 @@ from smartipc.supervisor.hooks import Hooks
 from smartipc.supervisor.host.journal import open_journal, state_directory
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.output import Output
+from smartipc.supervisor.host.predecessors import Predecessors
 from smartipc.supervisor.host.process import ProcessHost, SpawnError
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
 from smartipc.supervisor.host.runs import Runs
@@ -169,6 +170,21 @@ class App:
         """Run to the end and return the exit code."""
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
+        if self._exclusive:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                self._loop.add_signal_handler(number, self._on_signal, number)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+        try:
+            await self._end_predecessors()  # first of all: they may hold our sockets
+            code = self._ended.result() if self._ended.done() else await self._run(services)
+        finally:
+            self.output.flush(1.0)
+            if self._journal is not None:
+                self._journal.close()
+        log.info("app %s ended with code %d", self.spec.app, code)
+        return code
+
+    async def _run(self, services: Sequence[Service]) -> int:
         folder = self._directory.path / "mp"
         self.host = ProcessHost(self.spec, folder, self.output, self.run_id, self._on_exit, exclusive=self._exclusive)
         self.host.open()
@@ -182,8 +198,6 @@ class App:
         await self.operator.open()
         server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
         if self._exclusive:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                self._loop.add_signal_handler(number, self._on_signal, number)
             self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
         log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
         for worker in self.spec.workers:
@@ -214,11 +228,29 @@ class App:
             for task in self._background:
                 task.cancel()
             self.host.close()
-            self.output.flush(1.0)
-            if self._journal is not None:
-                self._journal.close()
-        log.info("app %s ended with code %d", self.spec.app, code)
         return code
+
+    async def _end_predecessors(self) -> None:
+        """End what a killed run of this app left, before anything of this one starts."""
+        directory = self._directory
+        directory.record(self.run_id, self.spec.config_path)
+        left = Predecessors(directory.earlier)
+        found = left.find()
+        if found:
+            cause = "left by an earlier run: " + ", ".join(f"{words} ({pid})" for pid, words in found.items())
+            log.warning("%s; they are ended before anything starts", cause)
+            self.events.append(Announce("app.swept", "", 0, None, None, None, cause))
+            grace = max(worker.stop.timeout for worker in self.spec.workers)
+            ending = asyncio.ensure_future(left.end(min(grace, self.spec.supervisor.shutdown_timeout)))
+            either: set[asyncio.Future[Any]] = {ending, self._ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():  # told to stop meanwhile: the next run finds them again
+                ending.cancel()
+                return
+            if not ending.result():
+                log.error("some of them do not go away: %s", ", ".join(map(str, left.find())))
+        directory.earlier = ()
+        directory.record(self.run_id, self.spec.config_path)
 
     # facts in
 
@@ -276,7 +308,7 @@ class App:
 
     def _tell_swept(self, life: Life) -> None:
         left = ", ".join(f"{words} ({pid})" for pid, words in life.swept.items())
-        log.warning("%s: left behind and killed: %s", life.instance, left)
+        log.warning("%s: left behind and killed: %s", life.instance, left, extra={"instance": life.instance})
         state = self.core.view(life.instance).state
         cause = f"left behind and killed: {left}"
         self.events.append(Announce("instance.swept", life.instance, life.generation, life.pid, state, state, cause))
@@ -367,7 +399,7 @@ class App:
             env = self.environment(worker, order)
             life = self.host.spawn(worker, order.instance, order.generation, env, warm=order.warm)
         except SpawnError as error:
-            log.error("%s: %s", order.instance, error)
+            log.error("%s: %s", order.instance, error, extra={"instance": order.instance})
             self.spawn_failed(order.instance, order.generation, str(error))
             return
         self.said = {key: said for key, said in self.said.items() if key[0] != order.instance or key in self.host.lives}
@@ -426,10 +458,10 @@ class App:
         later = f", next try in {order.next_restart_in:.2f} s" if order.next_restart_in is not None else ""
         did = order.to_state if order.event == "instance.state" else order.event
         told = f"{order.instance}: {did}" if order.instance else did
-        log.log(level, "%s (%s)%s", told, order.cause, later)
+        log.log(level, "%s (%s)%s", told, order.cause, later, extra={"instance": order.instance})
         if order.exit is not None and order.to_state in ("backoff", "failed"):
             for line in order.exit.stderr_tail[-3:]:
-                log.debug("%s: its stderr ended with: %s", order.instance, line)
+                log.debug("%s: its stderr ended with: %s", order.instance, line, extra={"instance": order.instance})
         self.telling.follow(order)
         if order.event == "instance.state":
             self.listing.enter(order)

@@ -98,12 +98,14 @@ class Telling:
         if pid == life.pid:
             return
         if pid <= 1 or app.host.orphans.owner(pid, {(life.instance, life.generation): life}) is None:
-            log.warning("%s: MAINPID=%s is no process of its own", life.instance, text[:20])
+            log.warning(
+                "%s: MAINPID=%s is no process of its own", life.instance, text[:20], extra={"instance": life.instance}
+            )
             return
         try:
             app.host.follow(life, pid)
         except OSError as error:
-            log.warning("%s: MAINPID=%d: %s", life.instance, pid, error.strerror)
+            log.warning("%s: MAINPID=%d: %s", life.instance, pid, error.strerror, extra={"instance": life.instance})
             return
         app.feed(Spawned(life.instance, life.generation, pid))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import sys
 import time
@@ -57,14 +59,7 @@ class Client:
 def find(app: str | None, config: str | None) -> Client:
     """Return a client of the app that the options, SMARTIPC_APP or the circumstances name; exit 2 or 3 otherwise."""
     if config is not None:
-        from smartipc.supervisor.configuration import load
-
-        try:
-            spec = load(config)
-        except ConfigError as error:
-            leave(USAGE, str(error))
-        chosen = spec.supervisor.runtime_dir
-        return Client(Path(chosen) if chosen else base_directory() / spec.app, spec.app)
+        return _of_file(config)
     if app is not None:
         return Client(base_directory() / app, app)
     running = running_apps()
@@ -74,6 +69,34 @@ def find(app: str | None, config: str | None) -> Client:
         names = ", ".join(one.app for one in running)
         leave(USAGE, f"several apps are running ({names}): choose one with --app NAME")
     return Client(Path(running[0].directory), running[0].app)
+
+
+def _of_file(config: str) -> Client:
+    """Return a client of the app of a file; one that was broken while its app runs is still the file of that app."""
+    from smartipc.supervisor.configuration import load
+
+    try:
+        spec = load(config)
+    except ConfigError as error:
+        running = running_apps()
+        path, name = os.path.realpath(config), _app_line(config)
+        matching = [one for one in running if one.config and os.path.realpath(one.config) == path]
+        matching = matching or [one for one in running if one.app == name]
+        if len(matching) == 1:
+            return Client(Path(matching[0].directory), matching[0].app)
+        leave(USAGE, str(error))
+    chosen = spec.supervisor.runtime_dir
+    return Client(Path(chosen) if chosen else base_directory() / spec.app, spec.app)
+
+
+def _app_line(config: str) -> str | None:
+    """Return what a file that cannot be loaded says of the name of its app."""
+    try:
+        text = Path(config).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^app:[ \t]*([\"']?)([a-z][a-z0-9_-]*)\1[ \t]*(?:#.*)?$", text, re.MULTILINE)
+    return found[2] if found is not None else None
 
 
 def _dial(directory: Path, app: str) -> socket.socket:

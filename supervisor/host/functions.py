@@ -82,16 +82,8 @@ class FunctionStarter:
         """Start it where preload finds the app's modules: before Python 3.12.4 it takes no sys.path from its parent."""
         before = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([*self._spec.python_path, *([before] if before else [])])
-        os.environ.update(PYTHONPATH=path, SMARTIPC_RUN_ID=self._run_id)
-        try:
-            with _no_main():
-                multiprocessing.forkserver.ensure_running()
-        finally:
-            del os.environ["SMARTIPC_RUN_ID"]
-            if before is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = before
+        with _environment(PYTHONPATH=path, SMARTIPC_RUN_ID=self._run_id), _no_main():
+            multiprocessing.forkserver.ensure_running()
 
     def close(self) -> None:
         """End the helpers; every life is over."""
@@ -119,8 +111,9 @@ class FunctionStarter:
             pid for pid in (getattr(server, "_forkserver_pid", None), getattr(tracker, "_pid", None)) if pid is not None
         }
 
-    @staticmethod
-    def start(worker: WorkerSpec, instance: str, passed: Sequence[int], *, warm: dict[str, Any] | None = None) -> Begun:
+    def start(
+        self, worker: WorkerSpec, instance: str, passed: Sequence[int], *, warm: dict[str, Any] | None = None
+    ) -> Begun:
         """Start a process that runs the bootstrap.
 
         Args:
@@ -142,7 +135,7 @@ class FunctionStarter:
             process = context.Process(
                 target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
             )
-            with _no_main():
+            with _environment(SMARTIPC_RUN_ID=self._run_id), _no_main():  # what is spawned carries it from its exec on
                 process.start()
             undo.pop_all()
         # multiprocessing would reap it behind our back at the next start, and join it at exit.
@@ -160,6 +153,21 @@ def _no_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = ours
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Have these variables in our own environment, for what is started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def told_exit(sentinel: int) -> ExitFacts | None:

@@ -261,7 +261,9 @@ class ProcessHost:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(life.pidfd, one)
             except PermissionError:
-                log.warning("%s: some of its processes may not be signalled", life.instance)
+                log.warning(
+                    "%s: some of its processes may not be signalled", life.instance, extra={"instance": life.instance}
+                )
 
     def kill(self, life: Life) -> None:
         """SIGKILL the whole group of a life."""
@@ -329,7 +331,12 @@ class ProcessHost:
             self._loop.call_later(_LOOK, self._sweep, life, facts, until)
             return
         if in_group or escaped:
-            log.warning("%s: processes that it left do not go away, group %d", life.instance, life.group)
+            log.warning(
+                "%s: processes that it left do not go away, group %d",
+                life.instance,
+                life.group,
+                extra={"instance": life.instance},
+            )
         self._finish(life, facts)
 
     def _sweep_group(self, life: Life) -> bool:
@@ -344,7 +351,12 @@ class ProcessHost:
             except OSError:
                 return False
         except PermissionError:
-            log.warning("%s: processes of its group %d may not be killed", life.instance, life.group)
+            log.warning(
+                "%s: processes of its group %d may not be killed",
+                life.instance,
+                life.group,
+                extra={"instance": life.instance},
+            )
             return False
         return True
 

@@ -1,7 +1,8 @@
 """The runtime directory: private, verified, one supervisor per app, found again by the commands.
 
-Files in it: `lock` (held by the supervisor, its pid inside), `control.sock`, and one socket per living worker. An app
-with a directory of its own choice leaves a link in the default base, so that it is found by name.
+Files in it: `lock` (held by the supervisor, its pid inside), `run.json` (see record.py), `control.sock`, and one socket
+per living worker. An app with a directory of its own choice leaves a link in the default base, so that it is found by
+name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Self
 
 from smartipc.ipc.errors import SmartIpcError
+from smartipc.supervisor.host.record import Record, read_record, remove_record, write_record
 
+log = logging.getLogger("smartipc.supervisor")
 CONTROL_SOCKET = "control.sock"
 RETAINED = "retained"
 """Folder with the last values of retained topics, written by the workers; it ends with the app."""
@@ -54,6 +58,8 @@ class RunningApp:
     app: str
     directory: str
     pid: int
+    config: str
+    """The file that it runs from, "" for none."""
 
 
 class RuntimeDirectory:
@@ -68,6 +74,8 @@ class RuntimeDirectory:
         self.app = app
         self._link = base_directory() / app
         self.path = Path(directory) if directory is not None else self._link
+        self.earlier: tuple[str, ...] = ()
+        """Ids of runs that are over and whose processes nobody has swept yet."""
         self._lock: int | None = None
 
     def __repr__(self) -> str:
@@ -81,13 +89,19 @@ class RuntimeDirectory:
             UnsafeDirectory: not ours, not private, or not makeable.
         """
         _make_private(base_directory())
-        if self.path != self._link:
+        elsewhere = self.path != self._link
+        if elsewhere or self._link.is_symlink():
             other = _running(self._link)
             if other is not None:
                 raise AlreadyRunning(self.app, other)
+        earlier = read_record(self._link).runs
+        if elsewhere:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        elif self._link.is_symlink():
+            self._link.unlink()  # of a run that had a directory of its own choice and was killed
         _make_private(self.path)
         self._lock = _lock(self.path / _LOCK, self.app)
+        self.earlier = tuple(dict.fromkeys((*read_record(self.path).runs, *earlier)))
         for left in self.path.iterdir():
             if stat.S_ISSOCK(left.lstat().st_mode):
                 left.unlink()
@@ -96,6 +110,13 @@ class RuntimeDirectory:
             _point(self._link, self.path)
         return self
 
+    def record(self, run_id: str, config: str) -> None:
+        """Write down who we are, for the commands and for a successor; called again when `earlier` has changed."""
+        try:
+            write_record(self.path, Record(config, (run_id, *self.earlier)))
+        except OSError as error:
+            log.warning("%s: %s: if we are killed, a successor will not know us", self.path, error.strerror)
+
     def forget(self, address: str) -> None:
         """Remove the socket of a life that is over, in case it could not do so itself."""
         with contextlib.suppress(OSError):
@@ -103,10 +124,16 @@ class RuntimeDirectory:
 
     def __exit__(self, *_: object) -> None:
         """Remove everything this supervisor made, and give the lock up."""
-        for left in self.path.iterdir():
-            if left.name == _LOCK or stat.S_ISSOCK(left.lstat().st_mode):
-                left.unlink()
+        with contextlib.suppress(FileNotFoundError):  # somebody has tidied up before us
+            for left in self.path.iterdir():
+                if left.name == _LOCK or stat.S_ISSOCK(left.lstat().st_mode):
+                    left.unlink()
         shutil.rmtree(self.path / RETAINED, ignore_errors=True)
+        if self.earlier:
+            with contextlib.suppress(OSError):
+                write_record(self.path, Record(runs=self.earlier))  # the next run may have the time for them
+        else:
+            remove_record(self.path)
         if self.path != self._link and self._link.is_symlink():
             self._link.unlink()
         with contextlib.suppress(OSError):
@@ -131,7 +158,7 @@ def running_apps() -> list[RunningApp]:
         for entry in sorted(base_directory().iterdir()):
             pid = _running(entry)
             if pid is not None:
-                found.append(RunningApp(entry.name, str(entry.resolve()), pid))
+                found.append(RunningApp(entry.name, str(entry.resolve()), pid, read_record(entry).config))
     return found
 
 
@@ -203,7 +230,5 @@ def _point(link: Path, target: Path) -> None:
         if link.is_symlink():
             link.unlink()
         elif link.is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                (link / _LOCK).unlink()
-            link.rmdir()
+            shutil.rmtree(link)  # of a run in the default place that was killed
     link.symlink_to(target)

@@ -96,6 +96,9 @@ workers:
     errors = list(map(json.loads, one.err.read_text().splitlines()))
     assert any(line["stream"] == "stderr" and line["message"] == "err" for line in errors)
     assert all(set(line) == {"at", "level", "instance", "stream", "message"} for line in errors)
+    ours = {line["message"]: line["instance"] for line in errors if line["stream"] == "log"}
+    assert {name for text, name in ours.items() if text.startswith("w:0: ")} == {"w:0"}
+    assert {name for text, name in ours.items() if text.startswith("app ")} == {""}
 
 
 def test_events_go_on_over_a_restart_of_the_supervisor(app: Callable[..., App], folder: Path) -> None:
