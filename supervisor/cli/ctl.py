@@ -89,10 +89,11 @@ def check(file: str, imports: bool) -> None:
         leave(USAGE, str(error))
     if imports:
         from smartipc.supervisor.configuration.imports import import_problems
+        from smartipc.supervisor.configuration.load import target_places
 
-        problems = import_problems(spec)
+        problems = import_problems(spec, target_places(file))
         if problems:
-            leave(USAGE, "\n".join(problems))
+            leave(USAGE, "\n".join(map(str, problems)))
     workers = len(spec.workers)
     click.echo(f"{file}: app {spec.app}, {workers} worker{'s' if workers != 1 else ''}, no problems")
 

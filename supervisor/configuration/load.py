@@ -68,6 +68,22 @@ def load_mapping(
     return replace(_spec(main, environment, problems), config_path="")
 
 
+def target_places(path: str | Path, *, environ: AbstractMapping[str, str] | None = None) -> dict[str, Place]:
+    """Return where the target of each worker is written, for problems that only an import finds.
+
+    Args:
+        path: a file that `load` accepts.
+        environ: as in `load`.
+    """
+    problems = Problems()
+    environment = os.environ if environ is None else environ
+    main = _read(Path(path), str(path), environment, problems)
+    workers = _include(main, environment, problems).entries.get("workers") if main is not None else None
+    nodes = workers.entries.items() if isinstance(workers, Mapping) else ()
+    found = {name: node.entries.get("target") for name, node in nodes if isinstance(node, Mapping)}
+    return {name: node.place for name, node in found.items() if node is not None}
+
+
 def _spec(main: Source | None, environment: AbstractMapping[str, str], problems: Problems) -> AppSpec:
     if main is not None:
         merged = _include(main, environment, problems)
