@@ -259,6 +259,7 @@ class App:
         self._work.extend(self.core.handle(fact, time.monotonic()))
         if isinstance(fact, ApplyOrdered):
             self._workers |= {worker.name: worker for worker in self.spec.workers}
+            self.host.adopt(self.spec)
             self.timetable.apply(self.spec.workers)
             self.watching.apply(self.spec.workers)
             self._measuring.begin()

@@ -6,6 +6,7 @@ Shared by the control socket, SIGHUP and the embedded Supervisor. What an order 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from smartipc.supervisor.core.strategy import Groups
 if TYPE_CHECKING:
     from smartipc.supervisor.runner import App
 
+log = logging.getLogger("smartipc.supervisor")
 MOST_INSTANCES = 10_000
 
 
@@ -37,6 +39,7 @@ class Steering:
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<Steering of {self._app!r}>"
@@ -96,9 +99,24 @@ class Steering:
         steps = [steering.PlanStep(step.kind, step.name, step.what) for step in changes.steps]
         if changes.refused or dry_run:
             return steering.ApplyOutcome(steps, list(changes.refused), {}, core.config_generation)
-        answer = self._app.order(lambda order: ApplyOrdered(spec, order))
-        results = dict(await answer) if wait else {}
-        return steering.ApplyOutcome(steps, [], results, core.config_generation)
+        going = asyncio.ensure_future(self._go_over(spec))
+        self._app.keep(going)
+        if not wait:
+            await asyncio.sleep(0)  # it has begun, unless something is to be prepared first
+            return steering.ApplyOutcome(steps, [], {}, core.config_generation)
+        problems, results = await asyncio.shield(going)
+        return steering.ApplyOutcome(steps, problems, results, core.config_generation)
+
+    async def _go_over(self, spec: AppSpec) -> tuple[list[str], dict[str, str]]:
+        """Prepare what must be there before the first new process is, then give the order."""
+        async with self._turn:  # what is applied last is prepared last
+            try:
+                await self._app.host.prepare(spec)
+            except OSError as error:
+                log.error("the configuration cannot be applied: no fork server: %s", error)
+                return [f"no fork server can be started: {error}"], {}
+            answer = self._app.order(lambda order: ApplyOrdered(spec, order))
+        return [], dict(await answer)
 
     async def signal(self, request: steering.SignalRequest) -> OrderOutcome:
         """Send a signal to the process groups of instances.

@@ -12,9 +12,7 @@ import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import socket
-import sys
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +22,8 @@ from smartipc.ipc.transports.child import ChildProcessTransport
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.host import entry
 from smartipc.supervisor.host.exits import facts_of_code
+from smartipc.supervisor.host.forkserver import ForkServer, environment, no_main
 from smartipc.supervisor.host.passing import Passed
-
-_CHILD_NEEDS = (
-    entry.__name__, Passed.__module__, entry.BOOTSTRAP, "smartipc.workers.runtime", "smartipc.workers.sync_runtime",
-    "uvloop", "concurrent.futures.thread",
-)  # fmt: skip
-"""What every child imports before its target, some of it where it may be missing: the fork server has it already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +51,7 @@ class FunctionStarter:
         self._spec = spec
         self._folder = folder
         self._run_id = run_id
+        self.fork_server = ForkServer(folder, run_id)
         self._ends_tracker = exclusive or multiprocessing.resource_tracker._resource_tracker._fd is None  # type: ignore[attr-defined]  # noqa: SLF001
         self._tempdir: str | None = None
 
@@ -65,25 +59,12 @@ class FunctionStarter:
         return f"<FunctionStarter of {self._spec.app}>"
 
     def open(self) -> None:
-        """Tell the fork server what to import, and start it."""
+        """Start the fork server, if it is needed."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if len(os.fsencode(self._folder)) < 80:  # room for multiprocessing's socket name in sun_path
             config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
             self._tempdir, config["tempdir"] = config.get("tempdir"), str(self._folder)
-        preload = list(_CHILD_NEEDS)
-        preload += [name for worker in self._spec.workers for name in worker.preload]
-        multiprocessing.get_context("forkserver").set_forkserver_preload(list(dict.fromkeys(preload)))
-        missing = [path for path in self._spec.python_path if path not in sys.path]
-        sys.path[:0] = missing  # spawned children inherit it
-        if any(worker.target and worker.start_method == "forkserver" for worker in self._spec.workers):
-            self._start_fork_server()
-
-    def _start_fork_server(self) -> None:
-        """Start it where preload finds the app's modules: before Python 3.12.4 it takes no sys.path from its parent."""
-        before = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join([*self._spec.python_path, *([before] if before else [])])
-        with _environment(PYTHONPATH=path, SMARTIPC_RUN_ID=self._run_id), _no_main():
-            multiprocessing.forkserver.ensure_running()
+        self.fork_server.open(self._spec)
 
     def close(self) -> None:
         """End the helpers; every life is over."""
@@ -103,13 +84,10 @@ class FunctionStarter:
                 left.unlink()
             self._folder.rmdir()
 
-    @staticmethod
-    def helpers() -> set[int]:
+    def helpers(self) -> set[int]:
         """Return the pids of multiprocessing's own processes."""
-        server, tracker = multiprocessing.forkserver._forkserver, multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001
-        return {
-            pid for pid in (getattr(server, "_forkserver_pid", None), getattr(tracker, "_pid", None)) if pid is not None
-        }
+        tracker = getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None)  # noqa: SLF001
+        return self.fork_server.pids() if tracker is None else self.fork_server.pids() | {tracker}
 
     def start(
         self, worker: WorkerSpec, instance: str, passed: Sequence[int], *, warm: dict[str, Any] | None = None
@@ -135,7 +113,7 @@ class FunctionStarter:
             process = context.Process(
                 target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
             )
-            with _environment(SMARTIPC_RUN_ID=self._run_id), _no_main():  # what is spawned carries it from its exec on
+            with self._environment(worker), no_main():
                 process.start()
             undo.pop_all()
         # multiprocessing would reap it behind our back at the next start, and join it at exit.
@@ -143,31 +121,11 @@ class FunctionStarter:
         pid: int = process.pid
         return Begun(pid, _pidfd(pid, process.sentinel), pipe, process.sentinel, process)
 
-
-@contextlib.contextmanager
-def _no_main() -> Iterator[None]:
-    """Hide the main script: children would import it under multiprocessing's rules, and it is none of theirs."""
-    ours = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = ours
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Have these variables in our own environment, for what is started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    def _environment(self, worker: WorkerSpec) -> contextlib.AbstractContextManager[None]:
+        """Mark what is started from its exec on; a fork server that has died is started again, as it was."""
+        if worker.start_method == "forkserver":
+            return self.fork_server.environment()
+        return environment(SMARTIPC_RUN_ID=self._run_id)
 
 
 def told_exit(sentinel: int) -> ExitFacts | None:

@@ -110,6 +110,18 @@ class ProcessHost:
         if self._exclusive:
             self._loop.add_signal_handler(signal.SIGCHLD, self.orphans.unknown)
 
+    async def prepare(self, spec: AppSpec) -> None:
+        """Make ready for a changed configuration, before any process of it is started. Cancelling it changes nothing.
+
+        Raises:
+            OSError: no other fork server can be started.
+        """
+        await self._starter.fork_server.renew(spec)
+
+    def adopt(self, spec: AppSpec) -> None:
+        """Go over to a changed configuration."""
+        self._spec = spec
+
     def close(self) -> None:
         """Sweep, and end the helpers; every life is over."""
         if self._exclusive:

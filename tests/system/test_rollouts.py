@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,61 @@ def test_apply_restarts_only_what_changed(run: Callable[[str], App]) -> None:
     assert one.ctl("request", "pool.work", "1").stdout.strip() == "2"
     assert json.loads(one.ctl("status", "--json").stdout)["config_generation"] == 2
     assert [event["config_generation"] for event in one.events() if event["event"] == "config.applied"] == [2]
+
+
+def test_what_apply_preloads_is_there_for_every_new_life(run: Callable[[str], App], folder: Path) -> None:
+    """The fork server is another one from then on, and whoever came from the old one lives on."""
+    for name in ("early", "late"):
+        (folder / f"{name}.py").write_text(
+            "import os, time\ntime.sleep(0.5)\nimported_by = os.getpid()\n"
+            "async def worker(ipc):\n"
+            "    ipc.set_status('preloaded' if imported_by != os.getpid() else 'imported late')\n"
+            "    await ipc.serve()\n"
+        )
+    before = "workers:\n  a: {target: 'early:worker', preload: [early], ready: ipc}\n"
+    after = f"{before}  b: {{target: 'late:worker', preload: [late], ready: ipc}}\n"
+    one = run(before)
+    old = one.wait_state("a:0", "ready")["pid"]
+    one.config.write_text(TOP + after)
+    applying = subprocess.Popen([*one.ctl("status").args[:3], "apply"], env=one.env)
+    begun = time.monotonic()
+    while applying.poll() is None:
+        asked = time.monotonic()
+        assert one.status()["a:0"]["state"] == "ready"
+        assert time.monotonic() - asked < 0.4, "it answers while the new fork server imports"
+    assert applying.returncode == 0
+    assert time.monotonic() - begun > 0.5
+    assert wait_for(lambda: one.status()["b:0"]["status"], "the new worker tells") == "preloaded"
+    assert one.status()["a:0"]["pid"] == old
+    os.kill(old, signal.SIGTERM)
+    row = one.wait_state("a:0", "exited")
+    assert (row["last_exit"]["code"], row["last_exit"]["reason"]) == (0, "stopped"), "its exit is known all the same"
+    assert one.ctl("start", "a").returncode == 0
+    assert wait_for(lambda: one.status()["a:0"]["status"], "the next life tells") == "preloaded"
+    os.kill(one.status()["b:0"]["pid"], signal.SIGKILL)
+    row = one.wait_state("b:0", "ready", generation=2)
+    assert row["last_exit"]["signal"] == "SIGKILL"
+    assert wait_for(lambda: one.status()["b:0"]["status"], "the next life tells") == "preloaded"
+    lives = pids(one).values()
+    children = [child for child in psutil.Process(one.pid).children() if child.pid not in lives]
+    assert sum("forkserver" in " ".join(child.cmdline()) for child in children) == 1, "the old one is gone"
+
+
+def test_a_fork_server_that_dies_is_started_again_as_it_was(run: Callable[[str], App], folder: Path) -> None:
+    (folder / "heavy.py").write_text(
+        "import os\nimported_by = os.getpid()\n"
+        "async def worker(ipc):\n"
+        "    ipc.set_status('preloaded' if imported_by != os.getpid() else 'imported late')\n"
+        "    await ipc.serve()\n"
+    )
+    one = run("workers:\n  h: {target: 'heavy:worker', preload: [heavy], restart: {delay: 1ms}}\n")
+    row = one.wait_state("h:0", "ready")
+    server = psutil.Process(row["pid"]).ppid()
+    assert server != one.pid
+    os.kill(server, signal.SIGKILL)
+    os.kill(row["pid"], signal.SIGKILL)
+    one.wait_state("h:0", "ready", generation=2)
+    assert wait_for(lambda: one.status()["h:0"]["status"], "the next life tells") == "preloaded"
 
 
 def test_sighup_applies_the_file_and_survives_an_invalid_one(run: Callable[[str], App]) -> None:
