@@ -57,6 +57,7 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
+from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
@@ -112,6 +113,7 @@ class Link:
         self._receive_timeout = 0.0
         self._recv: Callable[..., bytes] = sock.recv
         self._take = connection.receive_data
+        self._straight = connection.straight
         self._buffers_due = False
         memory = memory_of(sock)
         traffic.ledger.opened(connection)
@@ -174,18 +176,16 @@ class Link:
 
         Whatever else happens is left to `finish`.
         """
-        if timeout < _LONGEST_WAIT or self._receive_timeout != _LONGEST_WAIT or self._events or not self._turns.lead():
+        if (
+            headers is not None
+            or timeout < _LONGEST_WAIT
+            or self._receive_timeout != _LONGEST_WAIT
+            or self._events
+            or not self._turns.lead()
+        ):
             return self.call(method, payload, timeout=timeout, headers=headers)
         try:
-            ident = self.begin(method, payload, timeout=timeout, headers=headers)
-            if self._results[ident] is _PENDING and not self.stuck and not self.closed:
-                events = self._receive_at_once()
-                if len(events) == 1:
-                    event = events[0]
-                    if type(event) is ReplyReceived and event.id == ident:
-                        del self._results[ident]
-                        return event.payload
-                self._events.extend(events)
+            answer = self._ask(method, payload, timeout)
         except SmartIpcError:
             raise
         except BaseException:
@@ -193,26 +193,41 @@ class Link:
             raise
         finally:
             self._turns.leave()
-        return self.finish(ident)
+        return self.finish(answer) if type(answer) is int else answer  # type: ignore[return-value]
 
-    def _receive_at_once(self) -> list[Event]:
-        """Read once as the leader, for as long as the socket's timeout says; timers are left to whoever reads next."""
+    def _ask(self, method: str, payload: bytes, timeout: float) -> bytes | int:
+        """Send a request and read once as the leader; return the answer, else the id for `finish`.
+
+        Reads for as long as the socket's timeout says; timers are left to whoever reads next.
+        """
+        self._require_open(method)
+        now = time.monotonic()
+        with self._lock:
+            begun = None if self._unsent or self._buffers_due else self._straight.request(method, payload, now, timeout)
+            if begun is not None:
+                self._results[begun[0]] = _PENDING
+                self._write(begun[1])
+        ident = begun[0] if begun is not None else self.begin(method, payload, timeout=timeout)
+        if begun is not None and self.broken:
+            self._refused(ident, method)
+        if self._results[ident] is not _PENDING or self.stuck or self.closed:
+            return ident
         try:
             data = self._recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
-            return []
+            return ident
         except OSError as error:
             with self._lock:
-                return self.connection.close(error.strerror or str(error))
-        self.more = len(data) == READ_SIZE
+                self._events.extend(self.connection.close(error.strerror or str(error)))
+            return ident
         now = time.monotonic()
         with self._lock:
-            events = self._take(data, now) if data else self.connection.receive_eof(now)
-            if self._buffers_due or self.connection.has_data:
-                self._send_some()
-            elif self.connection.streams.writable:
-                self._wake_writers()
-        return events
+            answer = self._straight.answered(ident, data, now)
+        if answer is None:
+            self._events.extend(self._taken(data, now))
+            return ident
+        del self._results[ident]
+        return answer
 
     def begin(
         self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
@@ -233,10 +248,18 @@ class Link:
         except BaseException:
             self.abandon()
             raise
-        if self.broken and self._results.pop(ident, None) is _PENDING:
-            # Bytes leave in order, so a request whose last byte was refused never arrived as a whole.
-            raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
+        if self.broken:
+            self._refused(ident, method)
         return ident
+
+    def _refused(self, ident: int, method: str) -> None:
+        """Give up a request whose bytes the socket refused, unless it has its answer or its end.
+
+        Raises:
+            ConnectionLost: bytes leave in order, so a request whose last byte was refused never arrived as a whole.
+        """
+        if self._results.pop(ident, None) is _PENDING:
+            raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
 
     def finished(self, ident: int) -> bool:
         """Tell whether `finish` would return or raise without waiting."""
@@ -332,7 +355,14 @@ class Link:
         """
         try:
             with self._lock:
-                if not self.closed:
+                if self.closed:
+                    return
+                piece = self._straight.reply(ident, payload) if flush and not self._unsent else None
+                if piece is not None:
+                    self._write(piece)
+                    if self._buffers_due:
+                        self._send_some()
+                else:
                     self.connection.reply(ident, payload)
                     if flush:
                         self._send_some()
@@ -457,12 +487,44 @@ class Link:
                 self._deliver(event)
             self._turns.announce()
 
+    def hear(self) -> Asked | None:
+        """Read once without waiting, as `pump(0)`; but a plain request that came alone is returned, not dispatched."""
+        if self._conduit is not None or self._events or self.stuck or self.closed or not self._turns.lead():
+            self.pump(0)
+            return None
+        try:
+            try:
+                data = self._recv(READ_SIZE, socket.MSG_DONTWAIT)
+            except OSError:
+                self._read(0)  # where what it means is known
+                return None
+            now = time.monotonic()
+            with self._lock:
+                asked = self._straight.requested(data, now)
+            if asked is None:
+                self._events.extend(self._taken(data, now))
+                self._dispatch()
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            self._turns.leave()
+        return asked
+
     def _read(self, longest: float) -> None:
         """Read once as the leader, let timers pass, dispatch."""
         queue = self._events
         try:
             if not queue and not self.closed:
                 queue.extend(self._receive(longest))
+        except BaseException:
+            self.abandon()
+            raise
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        queue = self._events
+        try:
             while queue:
                 self._deliver(queue.popleft())
         except BaseException:
@@ -479,7 +541,10 @@ class Link:
         except OSError as error:
             with self._lock:
                 return self.connection.close(error.strerror or str(error))
-        now = time.monotonic()
+        return self._taken(data, time.monotonic())
+
+    def _taken(self, data: bytes | None, now: float) -> list[Event]:
+        """Give what was read to the protocol, b"" for the end and None for nothing; let timers pass."""
         self.more = data is not None and len(data) == READ_SIZE
         with self._lock:
             if data is None:
@@ -649,6 +714,19 @@ class Link:
             flow = self.flows.get(writable.pop())
             if flow is not None:
                 flow.on_writable()
+
+    def _write(self, piece: bytes) -> None:
+        """Write a whole frame that goes before everything; call under the lock, with nothing unsent."""
+        try:
+            sent = self._sock.send(piece, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.broken = True  # the reader finds out what happened, and what the peer still said
+            return
+        if sent != len(piece):
+            self._unsent.append(memoryview(piece)[sent:])
+            self.stuck = True
 
     def _send_at_once(self) -> bool:
         connection, unsent = self.connection, self._unsent

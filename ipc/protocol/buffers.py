@@ -194,7 +194,8 @@ class Buffers:
         self._lent: dict[int, Shared] = {}
         self._last_lease = 0
         self._regions: dict[int, tuple[Region, bool]] = {}
-        self._batches: deque[tuple[Any, ...]] = deque()
+        self.batches: deque[tuple[Any, ...]] = deque()
+        """Descriptors that came beside bytes, as they came together, and no frame has claimed yet."""
         self._held: set[int] = set()
         self._released: deque[int] = deque()
 
@@ -238,7 +239,7 @@ class Buffers:
         if self._closed:
             self._memory.discard(descriptors)
         else:
-            self._batches.append(tuple(descriptors))
+            self.batches.append(tuple(descriptors))
 
     def flush(self) -> None:
         """Queue what must be said about buffers: leases that are over here, segments of ours that are gone."""
@@ -260,9 +261,9 @@ class Buffers:
         self._announced.clear()
         self._regions.clear()
         if self._memory is not None:
-            for batch in self._batches:
+            for batch in self.batches:
                 self._memory.discard(batch)
-        self._batches.clear()
+        self.batches.clear()
 
     # sending
 
@@ -400,7 +401,7 @@ class Buffers:
             RemoteProtocolError: descriptors do not match the announcement, or are not what they should be.
         """
         announced = heads.decode(head, heads.SegmentsHead).segments
-        batch = self._batches.popleft() if self._batches else ()
+        batch = self.batches.popleft() if self.batches else ()
         memory = self._memory
         assert memory is not None, "the feature is negotiated"
         if len(batch) != len(announced) or not 0 < len(batch) <= BATCH:
@@ -424,7 +425,7 @@ class Buffers:
         Raises:
             RemoteProtocolError: descriptors came without an FDS frame.
         """
-        if len(self._batches) > partial:
+        if len(self.batches) > partial:
             raise RemoteProtocolError("descriptors without an FDS frame")
 
     def on_confirmed(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002

@@ -52,6 +52,7 @@ from smartipc.ipc.protocol.pings import Pings
 from smartipc.ipc.protocol.reassembly import Reassembly
 from smartipc.ipc.protocol.requests import Requests
 from smartipc.ipc.protocol.states import TRANSITIONS, Cause, ConnectionState
+from smartipc.ipc.protocol.straight import Straight
 from smartipc.ipc.protocol.streams import Streams
 from smartipc.ipc.protocol.tally import SAMPLED, Tally, count_of
 from smartipc.ipc.protocol.topics import Topics
@@ -167,6 +168,18 @@ class Connection:
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
         self._heads: dict[tuple[str, int, int], bytes] = {}
+        self.straight = Straight(
+            self._calls,
+            self._requests,
+            self._out,
+            self._in,
+            self._parts,
+            self.buffers,
+            limits,
+            self.tally,
+            self._cached,
+        )
+        """The short way of single small requests and replies."""
         self._handshake_by: float | None = None
         self._partial_since: float | None = None
         self._handlers = self._table()
@@ -220,7 +233,7 @@ class Connection:
             len(self._requests),
             self.late_replies,
             self._ignored,
-            self._received,
+            self.bytes_received,
             len(self.streams),
             self.streams.late_frames,
         )
@@ -228,7 +241,7 @@ class Connection:
     @property
     def bytes_received(self) -> int:
         """Bytes that were read."""
-        return self._received
+        return self._received + self.straight.received
 
     # the integrator's side: time and bytes
 
@@ -570,11 +583,13 @@ class Connection:
         self.topics.message_limit = self._message_limit
         self._handshake_by = None
         self.state = TRANSITIONS[self.state, Cause.HANDSHAKE]
+        self.straight.open = True
         events.append(Opened(self.peer))
 
     def _on_goaway(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         reason = shown(heads.decode(head, heads.Reason).reason)
         self.state = TRANSITIONS[self.state, Cause.GOODBYE]
+        self.straight.open = False
         events.append(GoodbyeReceived(reason))
 
     def _on_fatal(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
@@ -695,4 +710,5 @@ class Connection:
         if not keep_output and self.state is not ConnectionState.OPENING:
             self._out.clear()
         self.state = TRANSITIONS[self.state, Cause.END]
+        self.straight.open = False
         events.append(Closed(error, reason, lost))

@@ -125,7 +125,7 @@ class Outbox:
     """Frames to send. `unwritten` holds the ids of requests of which nothing has been handed out yet."""
 
     __slots__ = (
-        "_aside", "_bulk", "_chunk", "_closed", "_keys", "_kin", "_lone", "_start", "batch", "batching", "control",
+        "_aside", "_chunk", "_closed", "_keys", "_kin", "_lone", "_start", "batch", "batching", "bulk", "control",
         "count", "late", "normal", "opened", "unwritten", "unwritten_bulk",
     )  # fmt: skip
 
@@ -144,7 +144,8 @@ class Outbox:
         self._lone = b""
         self.unwritten: set[int] = set()
         self.unwritten_bulk: set[int] = set()
-        self._bulk: deque[Source] = deque()
+        self.bulk: deque[Source] = deque()
+        """What is cut into pieces."""
         self._keys: dict[object, int] = {}
         self._chunk = chunk
         self.late: Callable[[Payload], Late]
@@ -158,15 +159,15 @@ class Outbox:
         return self._closed if self.batch is None else self._closed + len(self.batch) - self._start
 
     def __bool__(self) -> bool:
-        return bool(self.normal or self.control or self._bulk)
+        return bool(self.normal or self.control or self.bulk)
 
     @property
     def waiting(self) -> int:
         """About how many bytes wait; of a large message one piece is counted."""
-        return self.queued + _OVERHEAD * (len(self.normal) + len(self.control)) + self._chunk * len(self._bulk)
+        return self.queued + _OVERHEAD * (len(self.normal) + len(self.control)) + self._chunk * len(self.bulk)
 
     def __repr__(self) -> str:
-        return f"<Outbox {len(self.control)} control, {len(self.normal)} frames, {len(self._bulk)} large>"
+        return f"<Outbox {len(self.control)} control, {len(self.normal)} frames, {len(self.bulk)} large>"
 
     def add_frame(self, whole: bytes) -> None:
         """Queue a whole frame that was made elsewhere."""
@@ -220,23 +221,23 @@ class Outbox:
         if self._aside or (not self.opened and not bulk.plain):
             self._aside.append(bulk)
         else:
-            self._bulk.append(bulk)
+            self.bulk.append(bulk)
         if bulk.key is not None:
             self._keys[bulk.key] = self._keys.get(bulk.key, 0) + 1
 
     def open(self) -> None:
         """Let go what waited for the end of the handshake."""
         self.opened = True
-        self._bulk.extend(self._aside)
+        self.bulk.extend(self._aside)
         self._aside.clear()
 
     def announce(self, piece: bytes) -> None:
         """Queue a frame before all large messages; it leaves alone."""
-        self._bulk.appendleft(_Alone(piece))
+        self.bulk.appendleft(_Alone(piece))
 
     def add_last(self, piece: bytes) -> None:
         """Queue a frame behind all announcements; it leaves alone."""
-        self._bulk.append(_Alone(piece))
+        self.bulk.append(_Alone(piece))
 
     def _seal(self) -> None:
         """Let no more messages join the batch."""
@@ -257,7 +258,7 @@ class Outbox:
             )
             del self.normal[at]
             return False
-        for lane in (self._bulk, self._aside):
+        for lane in (self.bulk, self._aside):
             for bulk in lane:
                 if isinstance(bulk, _Bulk) and bulk.kind == kind and bulk.ident == ident:
                     lane.remove(bulk)
@@ -268,11 +269,11 @@ class Outbox:
 
     def add_source(self, source: Source) -> None:
         """Let a source have its turn among the large messages until it is done; it may be added again then."""
-        self._bulk.append(source)
+        self.bulk.append(source)
 
     def discard(self, source: Source) -> None:
         """Ask a source for no more; it must be here."""
-        self._bulk.remove(source)
+        self.bulk.remove(source)
 
     def take(self) -> list[bytes | bytearray]:
         """Hand out everything small, or one round of pieces behind it."""
@@ -286,31 +287,31 @@ class Outbox:
             self.normal = []
             self.unwritten.clear()
         self.control = []
-        if self._bulk:
-            if not self._bulk[0].plain:
+        if self.bulk:
+            if not self.bulk[0].plain:
                 return self._take_attached(out)
             out.append(self._piece())
         return out
 
     def _take_attached(self, out: list[bytes | bytearray]) -> list[bytes | bytearray]:
-        first = self._bulk[0]
+        first = self.bulk[0]
         if isinstance(first, _Attached):
             first.plain = True
             for before in reversed(first.late.prepare()):
                 self.announce(before)
-            first = self._bulk[0]
+            first = self.bulk[0]
         if first.plain or not out:
             out.append(self._piece())
         return out
 
     def _piece(self) -> bytes:
-        bulk = self._bulk[0]
+        bulk = self.bulk[0]
         self.unwritten_bulk.discard(bulk.ident)
         piece = bulk.next_piece()
         if bulk.done:
-            self._bulk.popleft()
+            self.bulk.popleft()
             self._finished(bulk.key)
-        elif len(self._bulk) > 1:
+        elif len(self.bulk) > 1:
             self._turn()
         return piece
 
@@ -325,13 +326,13 @@ class Outbox:
 
     def _turn(self) -> None:
         """Let the next of the first ACTIVE ones have a turn, unless that would break the order of a key."""
-        first = self._bulk.popleft()
+        first = self.bulk.popleft()
         place = 0
-        for other in self._bulk:
+        for other in self.bulk:
             if place + 1 >= ACTIVE or (first.key is not None and other.key == first.key):
                 break
             place += 1
-        self._bulk.insert(place, first)
+        self.bulk.insert(place, first)
 
     def clear(self) -> None:
         """Forget everything that waits."""
@@ -339,6 +340,6 @@ class Outbox:
         self.normal.clear()
         self._closed = 0
         self.batch = self._kin = None
-        self._bulk.clear()
+        self.bulk.clear()
         self._aside.clear()
         self._keys.clear()

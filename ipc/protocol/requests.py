@@ -50,50 +50,52 @@ class Requests:
         self._parts = parts
         self._limits = limits
         self._tally = tally
-        self._serving: set[int] = set()
-        self._heavy: dict[int, int] = {}
+        self.serving: set[int] = set()
+        """Ids of those that are not answered."""
+        self.heavy: dict[int, int] = {}
         """Sizes of the large ones."""
         self._heavy_bytes = 0
-        self._heads: dict[bytes, heads.RequestHead] = {}
+        self.heads: dict[bytes, heads.RequestHead] = {}
+        """Decoded heads without headers, by their bytes."""
 
     def __repr__(self) -> str:
-        return f"<Requests {len(self._serving)} unanswered>"
+        return f"<Requests {len(self.serving)} unanswered>"
 
     def __len__(self) -> int:
-        return len(self._serving)
+        return len(self.serving)
 
     def on_request(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take a request, or refuse it unprocessed."""
-        if self._calls.owns(ident) or ident in self._serving or ident == 0:
+        if self._calls.owns(ident) or ident in self.serving or ident == 0:
             raise RemoteProtocolError(f"request id {ident} is not the peer's to use")
         self._tally.received += 1
-        fields = self._heads.get(head)
+        fields = self.heads.get(head)
         if fields is None:
             fields = heads.decode(head, heads.RequestHead)
             if fields.headers is None and len(head) <= _CACHED_HEAD:
-                if len(self._heads) >= _CACHE:
-                    self._heads.clear()
-                self._heads[head] = fields
+                if len(self.heads) >= _CACHE:
+                    self.heads.clear()
+                self.heads[head] = fields
         limits = self._limits
-        refuse = self.refuse or (_OVERLOADED if len(self._serving) >= limits.inflight else None)
+        refuse = self.refuse or (_OVERLOADED if len(self.serving) >= limits.inflight else None)
         if len(payload) > limits.chunk and refuse is None:
             if self._heavy_bytes + len(payload) > limits.heavy:
                 refuse = _OVERLOADED
             else:
-                self._heavy[ident] = len(payload)
+                self.heavy[ident] = len(payload)
                 self._heavy_bytes += len(payload)
         if refuse is not None:
             self._answer_fault(ident, refuse)
             return
-        self._serving.add(ident)
+        self.serving.add(ident)
         deadline = now + fields.timeout_ms / 1000 if fields.timeout_ms > 0 else None
         events.append(RequestReceived(ident, fields.method, payload, deadline, fields.headers, fields.attempt, now))
 
     def on_cancel(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         """Forget a request; one that came in the same read is never told."""
         self._parts.drop(_REQUEST, ident)
-        if ident in self._serving:
-            self._serving.discard(ident)
+        if ident in self.serving:
+            self.serving.discard(ident)
             self._lighten(ident)
             for index in range(len(events) - 1, max(-1, len(events) - 1 - _LOOK_BACK), -1):
                 event = events[index]
@@ -108,28 +110,28 @@ class Requests:
         Raises:
             FrameTooLarge: the reply exceeds the limit; the request is still unanswered.
         """
-        if ident in self._serving:
+        if ident in self.serving:
             if len(payload) > self.message_limit:
                 raise FrameTooLarge(len(payload), self.message_limit, "reply")
-            self._serving.discard(ident)
-            if self._heavy:
+            self.serving.discard(ident)
+            if self.heavy:
                 self._lighten(ident)
             self._out.add(_RESPONSE, ident, b"", payload)
 
     def fail(self, ident: int, fault: Fault) -> None:
         """Answer a request with an error; ignored as reply is."""
-        if ident in self._serving:
-            self._serving.discard(ident)
+        if ident in self.serving:
+            self.serving.discard(ident)
             self._lighten(ident)
             self._answer_fault(ident, fault)
 
     def clear(self) -> None:
         """Forget all of them: the connection is over."""
-        self._serving.clear()
-        self._heavy.clear()
+        self.serving.clear()
+        self.heavy.clear()
 
     def _lighten(self, ident: int) -> None:
-        self._heavy_bytes -= self._heavy.pop(ident, 0)
+        self._heavy_bytes -= self.heavy.pop(ident, 0)
 
     def _answer_fault(self, ident: int, fault: Fault) -> None:
         encoded = heads.encode_fault(fault, self._limits.chunk, discreet=self.discreet)

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from smartipc.ipc import links
+from smartipc.ipc import links, tracing
+from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault
@@ -38,8 +39,10 @@ from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.sync.call import Call, Life
 from smartipc.ipc.sync.polling import OUT
+from smartipc.ipc.sync.running import current_deadline
 from smartipc.ipc.sync.sleeping import Sleepers
 from smartipc.ipc.trust.neighbours import dial_life, is_life
+from smartipc.ipc.wire import codec
 
 log = logging.getLogger("smartipc.calling")
 
@@ -203,9 +206,50 @@ class Caller(QuietHost):
             self._conclude(
                 call, lambda: link.ask(call.method, call.payload, timeout=call.timeout, headers=call.headers)
             )
+        return self._to_the_end(call)
+
+    def _to_the_end(self, call: Call) -> bytes:
         while not call.done:
             self._settle_or_rest(call)
         return call.result()
+
+    def ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
+        """Carry a call without options to its end as `request` does, if it would go straight to the only instance.
+
+        Raises:
+            CallError: as request.
+        """
+        known = self._directs.get(method.name)
+        if (
+            known is None
+            or known[0] is not self._directory.state
+            or type(payload) is not method.request
+            or self.circuits.trouble
+            or current_deadline.get() is not None
+            or tracing.current.get() is not None
+        ):
+            return None
+        _, link, entry, circuit = known
+        if link.closed or link.broken:
+            return None
+        name, timeout = method.name, method.timeout
+        encoded = codec.encode(payload, method=name)
+        began = time.monotonic()
+        try:
+            reply = link.ask(name, encoded, timeout=timeout)
+        except (RemoteFault, RequestTimeout, ConnectionLost) as error:
+            call = Call(name, encoded, timeout=timeout, idempotent=method.idempotent, declared=method.errors)
+            call.deadline = began + timeout
+            call.entry, call.circuit = entry, circuit
+            self._judge(call, error)
+            return self._to_the_end(call)
+        except BaseException:
+            if circuit is not None:
+                circuit.abandon()
+            raise
+        if circuit is not None:
+            circuit.passed(began)
+        return reply
 
     def _direct(self, call: Call) -> tuple[Link, Entry, Breaker | None] | None:
         """Return the open link to the only instance that is ready, for a call that has nothing special."""
@@ -371,24 +415,28 @@ class Caller(QuietHost):
 
     def _conclude(self, call: Call, answer: Callable[[], bytes]) -> None:
         """Take what `answer` returns as the reply, or what it raises as the attempt's failure."""
-        entry = call.entry
-        assert entry is not None
         try:
             call.reply = answer()
             if call.circuit is not None:
                 call.circuit.passed(time.monotonic())
-        except RemoteFault as fault:
-            error = fault.error(method=call.method, instance=entry.instance, declared=call.declared)
-            self._failed(call, error)
-        except RequestTimeout as error:
-            self._failed(call, error)
-        except ConnectionLost as lost:
-            call.link = None
-            self._mourn(call, lost)
+        except (RemoteFault, RequestTimeout, ConnectionLost) as error:
+            self._judge(call, error)
         except BaseException:  # interrupted
             if call.circuit is not None:
                 call.circuit.abandon()
             raise
+
+    def _judge(self, call: Call, error: RemoteFault | RequestTimeout | ConnectionLost) -> None:
+        """Take what an attempt has failed with."""
+        if isinstance(error, ConnectionLost):
+            call.link = None
+            self._mourn(call, error)
+        elif isinstance(error, RemoteFault):
+            assert call.entry is not None
+            instance = call.entry.instance
+            self._failed(call, error.error(method=call.method, instance=instance, declared=call.declared))
+        else:
+            self._failed(call, error)
 
     def _again(self, call: Call) -> None:
         """Go on with a call that rests: its instance's fate may be known now, or another one is ready."""

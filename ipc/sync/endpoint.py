@@ -54,6 +54,10 @@ class Router(Protocol):
         """Carry one call to its end, over all its attempts, and return the reply's payload."""
         ...
 
+    def ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
+        """Carry a call without options to its end as `request` does; None, and nothing done, if not shorter."""
+        ...
+
     def start(self, call: Call) -> None:
         """Make the first attempt of a call that `drive` carries on."""
         ...
@@ -196,6 +200,17 @@ class Endpoint:
             LocalProtocolError: the handle was inherited through fork.
             Exception: an error that the contract declares, as itself.
         """
+        if (
+            timeout is None
+            and to is None
+            and slot is None
+            and key is None
+            and headers is None
+            and type(method) is Method
+        ):
+            reply = self._router.ask(method, payload)
+            if reply is not None:
+                return codec.decode(reply, method.reply, method=method.name)
         contract = method if isinstance(method, Method) else None
         call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
         return _decode(self._router.request(call), contract, reply_type, call.method)

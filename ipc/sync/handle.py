@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from smartipc.ipc import control, links
-from smartipc.ipc.contracts import Topic
+from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.blocking import Link
@@ -46,6 +46,7 @@ class InstanceRouter:
 
     def __init__(self, caller: Caller, publisher: Publisher, hub: Hub) -> None:
         self.request = caller.request
+        self.ask = caller.ask
         self.start = caller.start
         self.drive = caller.drive
         self.cancel = caller.cancel
@@ -81,6 +82,7 @@ class GuardedRouter(InstanceRouter):
         self._caller = caller
         self._gate = gate
         self.request = self._request
+        self.ask = self._ask
         self.start = self._start
         self.notify = self._notify
         self.everyone = self._everyone
@@ -89,6 +91,10 @@ class GuardedRouter(InstanceRouter):
     def _request(self, call: Call) -> bytes:
         self._gate.check("request", call.method)
         return self._caller.request(call)
+
+    def _ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
+        self._gate.check("request", method.name)
+        return self._caller.ask(method, payload)
 
     def _start(self, call: Call) -> None:
         self._gate.check("request", call.method)

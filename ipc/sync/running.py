@@ -18,10 +18,13 @@ from smartipc.ipc.dispatch import Handler, Registry, again
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, FrameTooLarge
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.port import ControlPort
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.depth import SHALLOW
 from smartipc.ipc.wire.heads import Fault
 
 log = logging.getLogger("smartipc.serving")
@@ -111,6 +114,29 @@ class Work:
             self.current = None
             self._uncork()
 
+    def run_at_once(self, link: Link, asked: Asked) -> None:
+        """Run a request that nothing is queued before, as `run` does."""
+        ident, head, payload, deadline, now = asked
+        self.running = True
+        self.current = (link, ident)
+        try:
+            handler = self._registry.handlers.get(head.method)
+            if handler is not None and handler.plain and len(payload) <= SHALLOW:
+                try:
+                    arguments = (codec.decoder_for(handler.request).decode(payload),)
+                except Exception:  # noqa: S110 - the long way knows what it means
+                    pass
+                else:
+                    self._registry.served += 1
+                    self._call(handler, link, ident, arguments, deadline, (link.peer, None, ident, now), now)
+                    return
+            self._serve(link, RequestReceived(ident, head.method, payload, deadline, None, head.attempt, now))
+        finally:
+            self.running = False
+            self.current = None
+            if self._corked:
+                self._uncork()
+
     def _serve(self, link: Link, event: RequestReceived) -> None:
         if (link, event.id) in self._cancelled:
             self._cancelled.discard((link, event.id))
@@ -126,20 +152,32 @@ class Work:
         if isinstance(arguments, Fault):
             link.fail(event.id, arguments)
             return
-        token = current_deadline.set(event.deadline)
-        handled = tracing.current.set(tracing.handled(link.peer, event))
+        self._call(handler, link, event.id, arguments, event.deadline, tracing.handled(link.peer, event), now)
+
+    def _call(
+        self,
+        handler: Handler,
+        link: Link,
+        ident: int,
+        arguments: tuple[Any, ...],
+        deadline: float | None,
+        traced: tracing.Handled,
+        now: float,
+    ) -> None:
+        token = current_deadline.set(deadline)
+        handled = tracing.current.set(traced)
         try:
             value = handler.function(*arguments)
         except Exception as error:  # the boundary of the user's handler
             if not isinstance(error, handler.errors):
                 log.debug("handler of %s raised", handler.name, exc_info=error)
-            link.fail(event.id, self._registry.failed(error, handler.errors))
+            link.fail(ident, self._registry.failed(error, handler.errors))
         except BaseException as error:  # the worker ends by it, but its caller shall know
-            link.fail(event.id, self._registry.fault(error, ()))
+            link.fail(ident, self._registry.fault(error, ()))
             raise
         else:
             self._durations[handler.name] = time.monotonic() - now
-            self._answer(handler, link, event.id, value)
+            self._answer(handler, link, ident, value)
         finally:
             current_deadline.reset(token)
             tracing.current.reset(handled)
@@ -151,7 +189,7 @@ class Work:
         if isinstance(reply, Fault):
             link.fail(ident, reply)
             return
-        cork = self._next_is_quick()
+        cork = bool(self.queue) and self._next_is_quick()
         try:
             link.reply(ident, reply, flush=not cork)
         except FrameTooLarge as error:

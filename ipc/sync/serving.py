@@ -29,6 +29,7 @@ from smartipc.ipc.protocol.events import (
     OpenReceived,
     RequestReceived,
 )
+from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -148,7 +149,11 @@ class Server(QuietHost):
             left = IDLE if until is None else min(IDLE, until - time.monotonic())
             if left <= 0:
                 return False
-            if not self._turn_as_leader(0.0 if home and self._queue else left):
+            if home and not self._queue:
+                turned = self._turn_and_run(left)
+            else:
+                turned = self._turn_as_leader(0.0 if home else left)
+            if not turned:
                 self._follow(left, lambda home=home: done() or (home and bool(self._queue)))  # type: ignore[misc]
 
     def await_on(self, link: Link, done: Callable[[], bool], until: float | None = None) -> bool:
@@ -207,6 +212,21 @@ class Server(QuietHost):
             if fd not in self.links:  # else the number is a new link's by now
                 self._ready.unregister(fd)
 
+    def _turn_and_run(self, timeout: float) -> bool:
+        """Turn as `_turn_as_leader`; a request that comes alone is run at once, when others may read already."""
+        if not self._turning.acquire(blocking=False):
+            return False
+        came = None
+        try:
+            came = self._turn(timeout, alone=self._gate is None or self._gate.open)
+        finally:
+            self._turning.release()
+            if self._followers:
+                self._announce()
+        if came is not None:
+            self.work.run_at_once(*came)
+        return True
+
     def _turn_as_leader(self, timeout: float) -> bool:
         if timeout and len(self._queue) > _BACKLOG:
             return False  # not the home thread's business to read on: the home thread has enough to do
@@ -235,15 +255,24 @@ class Server(QuietHost):
         with self._changed:
             self._changed.notify_all()
 
-    def _turn(self, timeout: float) -> None:
-        """Wait for descriptors once and read what is ready into the queue."""
+    def _turn(self, timeout: float, *, alone: bool = False) -> tuple[Link, Asked] | None:
+        """Wait for descriptors once and read what is ready into the queue; with `alone`, return what need not wait."""
         if timeout:
             self.before_sleep()
         listener = self._listener.fileno() if self._listener is not None else -1
         reading = len(self._queue) <= _BACKLOG
-        for fd, mask in self._ready.wait(timeout):
+        came: tuple[Link, Asked] | None = None
+        ready = self._ready.wait(timeout)
+        for fd, mask in ready:
             link = self.links.get(fd)
             if link is not None:
+                if alone and mask == IN and len(ready) == 1 and reading and link not in self._held:
+                    asked = link.hear()
+                    if asked is not None:
+                        came = link, asked
+                    else:
+                        self._read_on(link)
+                    continue
                 if mask & OUT:
                     self._written(link)
                 if mask & ~OUT and reading and (link not in self._held or mask & ~(IN | OUT)):
@@ -260,10 +289,14 @@ class Server(QuietHost):
         if now - self._swept >= IDLE:
             self._swept = now
             self._sweep(now)
+        return came
 
     def _read(self, link: Link) -> None:
         """Take all that a link has, within reason: a cancel behind its request must be seen before the request runs."""
         link.pump(0)
+        self._read_on(link)
+
+    def _read_on(self, link: Link) -> None:
         for _ in range(_READS_PER_TURN):
             if not link.more or link.closed:
                 break

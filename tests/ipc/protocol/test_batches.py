@@ -214,7 +214,7 @@ def test_heads_that_repeat_are_decoded_once_and_the_table_is_bounded(ends: tuple
             assert event.method == f"w.m{number}", round_
             server.reply(event.id, b"\x01")
             move(server, client)
-    assert len(server._requests._heads) <= 1024
+    assert len(server._requests.heads) <= 1024
     assert len(client._heads) <= 1024
 
 

@@ -440,10 +440,10 @@ def test_a_retired_segment_is_forgotten_by_the_peer() -> None:
 def test_what_waits_unsent_at_the_end_is_forgotten() -> None:
     client, server, _ = pair(Stage(), Stage(), Limits(chunk=100))
     client.notify("n", big(value=bytes(1000)))
-    assert "waiting" in repr(client._out._bulk[0].late)
+    assert "waiting" in repr(client._out.bulk[0].late)
     client.data_to_send()
     client.data_to_send()
-    assert "Pieces" in repr(client._out._bulk[0].late)
+    assert "Pieces" in repr(client._out.bulk[0].late)
     client.close()
     gc.collect()
     assert (client.buffers.lent, server.buffers.borrowed) == (0, 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -156,3 +158,40 @@ def test_an_inherited_link_is_refused() -> None:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert client.ask("echo", b"mine", timeout=30) == b"mine"
+
+
+def test_a_thread_that_polls_gives_way_to_the_one_that_reads() -> None:
+    class Counting(QuietHost):
+        def __init__(self) -> None:
+            self.count = 0
+            self.reading = threading.Event()
+            self.over = False
+
+        def on_notify(self, link: Link, event: NotifyReceived) -> None:
+            self.reading.set()
+            while not self.over:
+                self.count += 1
+                time.sleep(0)
+
+    near, far = socket.socketpair()
+    host = Counting()
+    link = Link(near, Connection("client", Identity("client")), host)
+    server = Link(far, Connection("server", Identity("server")), QuietHost())
+    server.pump(1)
+    server.notify("c.n", b"")
+    reader = threading.Thread(target=link.wait, args=(lambda: host.over, time.monotonic() + 30))
+    reader.start()
+    interval = sys.getswitchinterval()
+    try:
+        assert host.reading.wait(10)
+        sys.setswitchinterval(10)  # the interpreter is not taken from whoever does not give it away
+        before = host.count
+        for _ in range(50):
+            link.pump(0)
+        assert host.count > before
+    finally:
+        sys.setswitchinterval(interval)
+        host.over = True
+        reader.join()
+        link.close()
+        server.close()

@@ -553,3 +553,40 @@ def test_an_interrupted_request_leaves_the_handle_usable(stage: Stage) -> None:
         finally:
             signal.signal(signal.SIGALRM, before)
         assert ipc.request(double, Number(3), timeout=5) == Number(6)
+
+
+def test_other_threads_read_while_a_handler_runs(stage: Stage) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    def target(ipc: SmartIpc) -> None:
+        @ipc.handler("wait")
+        def _(_payload: None) -> str:
+            running.set()
+            go_on.wait(10)
+            return "done"
+
+        other = threading.Thread(target=ipc.stopped)
+        other.start()
+        ipc.serve()
+        other.join()
+
+    launch, client = stage.add("math"), stage.add("client")
+    with stage.running(launch, target) as served:
+        ipc = stage.handle(client)
+        try:
+            answers: list[str] = []
+            asking = threading.Thread(target=lambda: answers.append(ipc.request("math.wait", None, reply_type=str)))
+            asking.start()
+            assert running.wait(10)
+            second = stage.handle(stage.add("late"))
+            try:
+                link = second._caller.link_to(served._directory.state.by_worker["math"][0])
+                assert link.wait(lambda: link.peer is not None, time.monotonic() + 10)  # who answers it is no handler
+            finally:
+                second._close(1)
+            go_on.set()
+            asking.join()
+            assert answers == ["done"]
+        finally:
+            go_on.set()
+            ipc._close(1)
