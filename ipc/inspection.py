@@ -37,7 +37,11 @@ class Why(msgspec.Struct, frozen=True):
     events: list[dict[str, Any]] = []
     """Its newest events, oldest first."""
     lines: list[LogLine] = []
-    """Its last lines of output, oldest first."""
+    """Its last lines of output, oldest first, without stacks."""
+    stacks: list[str] = []
+    """What faulthandler wrote of all threads when it was last aborted or crashed; empty if it never was."""
+    hung_in: list[str] = []
+    """Of that, the frames that tell where: the main thread's innermost first."""
 
 
 class WhyReport(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from smartipc.ipc.inspection import Disturbance, Why, WhyReport, WhyRequest
 from smartipc.ipc.wire import codec
 from smartipc.supervisor.core.ordering import Ordering
 from smartipc.supervisor.core.slot import InstanceView
+from smartipc.supervisor.core.stacks import dump, essence
 from smartipc.supervisor.core.states import LIVING
 from smartipc.supervisor.steering import resolve
 
@@ -80,6 +81,7 @@ class Inspection:
         turns = [event for event in recent if event["event"] == "instance.state" and event["to"] == view.state]
         said = app.said.get((view.instance, view.generation))
         later = view.next_restart_at
+        written = app.stacks.get(view.instance, ())
         return Why(
             instance=view.instance,
             state=view.state,
@@ -95,8 +97,10 @@ class Inspection:
             last_exit=view.last_exit,
             last_exit_at=app.exit_times.get(view.instance),
             waits_for=waits_for,
-            events=recent[-events:] if events else [],
-            lines=app.output.tail(view.instance, lines=lines),
+            events=[_short(event) for event in recent[-events:]] if events else [],
+            lines=_without_stacks(app.output.tail(view.instance, lines=_MOST))[-lines:] if lines else [],
+            stacks=list(written),
+            hung_in=list(essence(written)),
         )
 
     def _holding(self) -> list[str]:
@@ -140,3 +144,16 @@ class Inspection:
             return
         with suppress(ProcessLookupError):
             os.killpg(life.group, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+
+
+def _without_stacks(lines: list[control.LogLine]) -> list[control.LogLine]:
+    while True:
+        first, end = dump([line.message for line in lines])
+        if first == end:
+            return lines
+        lines = lines[:first] + lines[end:]
+
+
+def _short(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event without the stacks in it, which are told apart."""
+    return {name: value for name, value in event.items() if name != "stacks"}

@@ -49,6 +49,7 @@ from smartipc.supervisor.core.facts import (
 )
 from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Forget, Kill, Order, Spawn, Stop
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
+from smartipc.supervisor.core.stacks import essence
 from smartipc.supervisor.directory import Book
 from smartipc.supervisor.environment import life_environment
 from smartipc.supervisor.events import EventLog, iso
@@ -136,6 +137,8 @@ class App:
         self.meter = Meter()
         self.said: dict[tuple[str, int], Said] = {}
         self.exit_times: dict[str, str] = {}
+        self.stacks: dict[str, tuple[str, ...]] = {}
+        """Of the last life of an instance that was aborted or crashed."""
         self.links: dict[tuple[str, int], Link] = {}
         self.host: ProcessHost
         self.operator: Operator
@@ -302,6 +305,8 @@ class App:
         self.exit_times[life.instance] = iso(time.time())
         if life.swept:
             self._tell_swept(life)
+        if life.stacks:
+            self._tell_stacks(life)
         if life.ending is not None and life.ending.code != 0 and not facts.reason:
             facts = msgspec.structs.replace(facts, reason=life.ending.reason)
         self.hooks.after(self.worker_of(life.instance), life.instance, life.generation, facts)
@@ -313,6 +318,18 @@ class App:
         state = self.core.view(life.instance).state
         cause = f"left behind and killed: {left}"
         self.events.append(Announce("instance.swept", life.instance, life.generation, life.pid, state, state, cause))
+
+    def _tell_stacks(self, life: Life) -> None:
+        self.stacks[life.instance] = life.stacks
+        state = self.core.view(life.instance).state
+        where = "".join(essence(life.stacks)[:1]).strip().removeprefix("File ") or "no Python code"
+        cause = f"its threads have written their stacks; it was in {where}"
+        log.warning("%s: %s", life.instance, cause, extra={"instance": life.instance})
+        details = (("stacks", list(life.stacks)),)
+        one = Announce(
+            "instance.stacks", life.instance, life.generation, life.pid, state, state, cause, details=details
+        )
+        self.events.append(one)
 
     def _arm(self) -> None:
         at = self.core.next_timer()
@@ -371,6 +388,7 @@ class App:
                 self.listing.forget(order.instance)
                 self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
                 self.exit_times.pop(order.instance, None)
+                self.stacks.pop(order.instance, None)
             case Answer():
                 future = self._answers.pop(order.order, None)
                 if future is not None and not future.done():

@@ -27,26 +27,27 @@ def register(cli: click.Group) -> None:
 @click.command()
 @click.argument("names", nargs=-1, type=NAME, metavar="[NAME...]")
 @click.option("-n", "--lines", default=10, show_default=True, type=click.IntRange(min=0), help="Lines of output.")
+@click.option("--stacks", is_flag=True, help="All that was written of its threads when it hung.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
-def why(session: Any, names: tuple[str, ...], lines: int, as_json: bool) -> None:
+def why(session: Any, names: tuple[str, ...], lines: int, stacks: bool, as_json: bool) -> None:
     """Explain why NAME is as it is.
 
-    Its transitions and exits, the check that fails, its last lines, whom it waits for and why, and who holds a
-    shutdown. Without NAME, all instances that are neither ready nor ended as they should.
+    Its transitions and exits, the check that fails, where it hung, its last lines, whom it waits for and why, and who
+    holds a shutdown. Without NAME, all instances that are neither ready nor ended as they should.
     """
     report = session.client().ask(inspection.cli_why, WhyRequest(list(names) or ["all"], lines=lines))
     instances = [one for one in report.instances if names or one.state not in ("ready", "exited", "scheduled")]
     if as_json:
         click.echo(plain(WhyReport(report.app, report.state, instances, report.holding)))
         return
-    blocks = ["\n".join(_explained(one)) for one in instances]
+    blocks = ["\n".join(_explained(one, stacks=stacks)) for one in instances]
     if report.holding:
         blocks.append("\n".join(["the app is stopping, and waits for", *(f"  {line}" for line in report.holding)]))
     click.echo("\n\n".join(blocks) if blocks else f"app {report.app} is {report.state}, and nothing is wrong")
 
 
-def _explained(one: Why) -> Iterator[str]:
+def _explained(one: Why, *, stacks: bool) -> Iterator[str]:
     yield _headline(one)
     if one.next_restart_in is not None:
         yield f"  next try in {one.next_restart_in:.1f} s"
@@ -61,6 +62,12 @@ def _explained(one: Why) -> Iterator[str]:
         if one.last_exit.reason and one.last_exit.reason not in how:
             how = f"{one.last_exit.reason}; {how}"
         yield f"  last exit: {how}, after {one.last_exit.uptime:.1f} s, at {one.last_exit_at}"
+    if one.hung_in and not stacks:
+        yield "  where it was when it was aborted, innermost first:"
+        yield from (f"    {line.strip()}" for line in one.hung_in)
+    elif one.stacks and stacks:
+        yield "  its stacks when it was aborted:"
+        yield from (f"    {line}".rstrip() for line in one.stacks)
     for other in one.waits_for:
         yield from (f"  {line}" for line in _waits(other))
     if one.events:

@@ -48,7 +48,8 @@ class Announce:
     """A transition happened: make it an event and update the directory that workers see.
 
     `event` is "instance.state", "instance.hang" (from_state == to_state), or with instance "" one of "app.started",
-    "app.stopping", "worker.scaled" and "config.applied"; `details` are further members of the event.
+    "app.stopping", "worker.scaled" and "config.applied"; the runner adds "instance.swept", "instance.stacks" and
+    "app.swept". `details` are further members of the event.
     """
 
     event: str

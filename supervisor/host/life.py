@@ -34,6 +34,10 @@ class Life:
     """Inodes of its output pipes: what holds one came from it."""
     ending: Ending | None = None
     """What it said of its end."""
+    lines_after: int = 0
+    """Number of the last line of output before it began."""
+    stacks: tuple[str, ...] = ()
+    """Of all its threads, if it wrote them when it was aborted."""
     killed: bool = False
     """Whether we sent SIGKILL."""
     swept: dict[int, str] = field(default_factory=dict)

@@ -119,6 +119,11 @@ class Output:
         kept = self._tails.get(instance)
         return kept.newest(instance, lines, after, stream) if kept is not None else []
 
+    @property
+    def seq(self) -> int:
+        """The number of the newest line of all instances, 0 before the first."""
+        return self._seq
+
     def flush(self, wait: float) -> None:
         """Write what waits to our own streams before the end."""
         for sink in self._sinks.values():

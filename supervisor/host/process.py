@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from smartipc.ipc.control import ExitFacts
+from smartipc.supervisor.core import stacks
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.host import functions
 from smartipc.supervisor.host.exits import OomWatch, facts_of
@@ -29,7 +30,7 @@ from smartipc.supervisor.host.launch import LaunchError, Program, find_user
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.logfile import LogFile, LogFiles
 from smartipc.supervisor.host.orphans import Orphans
-from smartipc.supervisor.host.output import Drain, Output, Stream
+from smartipc.supervisor.host.output import TAIL, Drain, Output, Stream
 from smartipc.supervisor.host.sockets import Sockets
 from smartipc.supervisor.host.spares import Reads, Spare, Spares
 from smartipc.supervisor.host.understudy import Understudy
@@ -172,6 +173,7 @@ class ProcessHost:
                 else:
                     life = self._start_command(worker, instance, generation, ends, env)
             ours_on_failure.pop_all()
+        life.lines_after = self._output.seq
         life.files = [file for file in files.values() if file is not None]
         life.pipes = frozenset(os.fstat(read).st_ino for read, _ in reads)
         life.drains = [Drain(read, self._emitter(life, stream, files[stream])) for read, stream in reads]
@@ -387,13 +389,18 @@ class ProcessHost:
 
     def _complete(self, life: Life, facts: ExitFacts) -> ExitFacts:
         ending = life.ending
-        tail = self._output.tail(life.instance, lines=TAIL_LINES, stream="stderr")
+        lines = self._output.tail(life.instance, lines=TAIL, after=life.lines_after, stream="stderr")
+        told = [line.message for line in lines]
+        if facts.signal is not None:
+            first, end = stacks.dump(told)
+            life.stacks = tuple(told[first:end])
+            told = [*told[:first], *told[end:], *stacks.essence(life.stacks)]
         return msgspec.structs.replace(
             facts,
             oom=facts.signal == "SIGKILL" and not life.killed and self._oom.happened(),
             reason=facts.reason or (ending.reason if ending is not None and facts.signal is None else ""),
             uptime=round(time.monotonic() - life.started_at, 3),
-            stderr_tail=tuple(line.message for line in tail) if facts.code != 0 else (),
+            stderr_tail=tuple(told[-TAIL_LINES:]) if facts.code != 0 else (),
         )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -261,7 +262,31 @@ def test_a_hang_is_noticed_its_stacks_are_logged_and_it_is_replaced(run: Callabl
     assert row["last_exit"]["signal"] in ("SIGABRT", "SIGKILL")
     assert "Fatal Python error: Aborted" in one.err.read_text()
     assert "in hang" in one.err.read_text()
-    assert ("ready", "degraded") in list(transitions(one.events(), "h:0"))
+    events = one.events()
+    assert ("ready", "degraded") in list(transitions(events, "h:0"))
+    (written,) = [event for event in events if event["event"] == "instance.stacks"]
+    assert written["stacks"][0] == "Fatal Python error: Aborted"
+    assert any("control.py" in line for line in written["stacks"]), "of all threads"
+    assert "in hang" in written["cause"]
+    assert "in hang" in row_of_exit(events, "h:0")["stderr_tail"][-1]
+    why = one.ctl("why", "h").stdout
+    assert "innermost first:\n    File" in why
+    assert re.search(r"line \d+ in hang\n  what happened", why), "its own code, and nothing below"
+    assert "bootstrap.py" not in why
+    assert "bootstrap.py" in one.ctl("why", "h", "--stacks").stdout
+    (report,) = json.loads(one.ctl("why", "h", "--json").stdout)["instances"]
+    assert report["stacks"] == written["stacks"]
+    assert "in hang" in report["hung_in"][-1]
+    os.kill(row["pid"], signal.SIGKILL)
+    one.wait_state("h:0", "ready", generation=3)
+    exits = [event["exit"] for event in one.events() if event["to"] == "backoff"]
+    assert [len(facts["stderr_tail"]) > 0 for facts in exits] == [True, False], "each tail is of one life"
+
+
+def row_of_exit(events: list[dict[str, Any]], instance: str) -> dict[str, Any]:
+    """Return the exit facts of the first end of an instance."""
+    facts: dict[str, Any] = next(event["exit"] for event in events if event["instance"] == instance and event["exit"])
+    return facts
 
 
 def test_a_dead_worker_is_told_apart_within_200_ms(run: Callable[..., App]) -> None:
