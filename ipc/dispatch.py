@@ -10,11 +10,12 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 
-from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, misuse
+from smartipc.ipc import signatures
+from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic, misuse
 from smartipc.ipc.errors import CallError, InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
 from smartipc.ipc.flows import FlowHandler, flow_handler, is_generator, place_of, wants_a_message
 from smartipc.ipc.message import IpcMessage, Peer, epoch
@@ -71,14 +72,18 @@ class Registry:
         A generator function registered by a plain name serves a stream.
 
         Raises:
-            LocalProtocolError: the name is taken, belongs to another worker, or the signature does not fit.
+            LocalProtocolError: the name is taken, belongs to another worker, the signature does not fit, or an
+                annotation contradicts the contract.
         """
         name = self._full_name(contract)
         if name in self.handlers or name in self.flows:
             raise LocalProtocolError(f"method {name} has a handler already")
         if isinstance(contract, (Stream, Channel)) or (isinstance(contract, str) and is_generator(function)):
-            request = _annotated(function) if isinstance(contract, str) else Any
-            flow = self.flows[name] = flow_handler(contract, name, function, request)
+            request = _first(function) if isinstance(contract, str) else Any
+            flow = flow_handler(contract, name, function, request)
+            if not isinstance(contract, str):
+                signatures.check(contract, function, place_of(function))
+            self.flows[name] = flow
             return flow
         wants_message = wants_a_message(function, "handler")
         if is_generator(function):
@@ -89,7 +94,9 @@ class Registry:
         if isinstance(contract, Method):
             request, reply, errors = contract.request, contract.reply, contract.errors
         else:
-            request, reply, errors = _annotated(function), Any, ()
+            request, reply, errors = _first(function), Any, ()
+        if isinstance(contract, Method):
+            signatures.check(contract, function, place_of(function))
         codec.decoder_for(request)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         plain = not wants_message and not is_async
@@ -258,6 +265,18 @@ def check_servable(contract: object) -> None:
         raise LocalProtocolError(misuse(contract, 'a contract or a name, as in @ipc.handler("name")'))
 
 
+def check_subscriber(topic: Topic[Any] | str, function: Callable[..., Any]) -> bool:
+    """Look at what `@ipc.subscriber(topic)` decorates; tell whether it takes (payload, message).
+
+    Raises:
+        LocalProtocolError: it takes something else, or an annotation contradicts the topic's type.
+    """
+    wants = wants_a_message(function, "subscriber")
+    if isinstance(topic, Topic):
+        signatures.check(topic, function, place_of(function))
+    return wants
+
+
 @functools.lru_cache(maxsize=1024)
 def worker_of(address: str) -> str:
     """Return the worker part of "worker.method".
@@ -282,11 +301,6 @@ def pinned(worker: str, to: Peer, slot: int | None) -> int:
     return to.slot
 
 
-def _annotated(function: Callable[..., Any]) -> Any:
-    """Return the annotation of the first parameter; Any where there is none or it cannot be resolved."""
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):
-        return Any
-    first = next(iter(inspect.signature(function).parameters), "")
-    return hints.get(first, Any)
+def _first(function: Callable[..., Any]) -> Any:
+    """Return the annotation of the payload; Any where there is none or it cannot be resolved."""
+    return next(iter(signatures.parameters_of(function)), Any)

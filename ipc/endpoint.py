@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.bursts import NotifyBurst
 from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
-from smartipc.ipc.dispatch import Registry, check_servable, contract_of, request_payload, seconds_for
+from smartipc.ipc.dispatch import (
+    Registry,
+    check_servable,
+    check_subscriber,
+    contract_of,
+    request_payload,
+    seconds_for,
+)
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.drivers.inheritance import Refusing, in_child
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
-from smartipc.ipc.flows import Reception, opening, wants_a_message
+from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.hearing import Messages, deliver
 from smartipc.ipc.mapping import Run, mapped, share_of
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
@@ -643,7 +650,7 @@ class Endpoint:
             raise LocalProtocolError(misuse(topic, 'a Topic or a pattern, as in @ipc.subscriber("orders.>")'))
 
         def register(function: F) -> F:
-            wants = wants_a_message(function, "subscriber")
+            wants = check_subscriber(topic, function)
             messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             self._subscribers.append((messages, function, wants))
             if self._delivering:
@@ -693,8 +700,8 @@ class Endpoint:
         StreamReset, and a function that waits for something else is cancelled.
 
         Raises:
-            LocalProtocolError: the name is taken or another worker's, `method` is no contract and no name, or the
-                signature does not fit.
+            LocalProtocolError: the name is taken or another worker's, `method` is no contract and no name, the
+                signature does not fit, or an annotation contradicts the contract.
         """
         check_servable(method)
 

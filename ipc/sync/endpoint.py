@@ -16,10 +16,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
-from smartipc.ipc.dispatch import Registry, check_servable, contract_of, request_payload, seconds_for
+from smartipc.ipc.dispatch import (
+    Registry,
+    check_servable,
+    check_subscriber,
+    contract_of,
+    request_payload,
+    seconds_for,
+)
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
-from smartipc.ipc.flows import Reception, opening, wants_a_message
+from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.breaker import Trial
@@ -586,7 +593,7 @@ class Endpoint:
             refuse_async(function, "a subscriber")
             messages = self.subscribe(topic, queue=queue, max_pending=max_pending, overflow=overflow)
             messages.function = function
-            messages.wants_message = wants_a_message(function, "subscriber")
+            messages.wants_message = check_subscriber(topic, function)
             self._subscribers.append(messages)
             if self._delivering:
                 messages.__enter__()
@@ -630,8 +637,8 @@ class Endpoint:
 
         Raises:
             TypeError: an `async def`: a blocking endpoint has no event loop to run it.
-            LocalProtocolError: the name is taken or another worker's, `method` is no contract and no name, or the
-                signature does not fit.
+            LocalProtocolError: the name is taken or another worker's, `method` is no contract and no name, the
+                signature does not fit, or an annotation contradicts the contract.
         """
         check_servable(method)
 
