@@ -211,6 +211,16 @@ def request_payload(method: Method[Any, Any] | str, payload: Any) -> tuple[str, 
     return method.name, encoded
 
 
+def decoded_reply(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:
+    """Decode the reply to a call: into the contract's type, else into `reply_type`, None for whatever it is.
+
+    Raises:
+        InvalidPayload: it does not fit.
+    """
+    wanted = contract.reply if contract is not None else (Any if reply_type is None else reply_type)
+    return codec.decode(reply, wanted, method=name)
+
+
 def contract_of(method: Method[Any, Any] | str, reply_type: Any) -> Method[Any, Any]:
     """Return the contract of a method that may be given by its name.
 

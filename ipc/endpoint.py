@@ -1,7 +1,6 @@
 """The public verbs of the async flavour, written once: what a worker, a client and a server can say and hear.
 
-A verb checks and encodes, then hands over to a Router, which knows where things go: `handle.py` has the one with a
-directory of instances, `client.py` the one with a single link, `server.py` the one with many clients. No links, waiting
+A verb checks and encodes, then hands over to a Router (see router.py), which knows where things go. No links, waiting
 or retries in here. The blocking twin is sync/endpoint.py; a test keeps the two from drifting.
 
 Longer than other files: overloads and docstrings of a dozen verbs; the code of each is short.
@@ -13,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 from smartipc.ipc.bursts import NotifyBurst
 from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
@@ -22,21 +21,23 @@ from smartipc.ipc.dispatch import (
     check_servable,
     check_subscriber,
     contract_of,
+    decoded_reply,
     request_payload,
     seconds_for,
 )
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
+from smartipc.ipc.drivers.base import RemoteFault, Resume
 from smartipc.ipc.drivers.inheritance import Refusing, in_child
-from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
+from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.hearing import Messages, deliver
 from smartipc.ipc.mapping import Run, mapped, share_of
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
+from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
 from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import TopicBurst
-from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.resilience.dead_letters import DeadLetters
+from smartipc.ipc.router import Router
 from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import current, with_trace
@@ -54,80 +55,6 @@ H = TypeVar("H")
 Item = TypeVar("Item")
 Send = TypeVar("Send")
 Receive = TypeVar("Receive")
-
-LOOK_AHEAD = 32
-"""Calls that `map` keeps under way unless `concurrency` says otherwise."""
-
-
-class Router(Protocol):
-    """Where things go. Names are full addresses, payloads are encoded and checked, timeouts are seconds from now."""
-
-    def request(
-        self,
-        name: str,
-        encoded: bytes,
-        *,
-        timeout: float,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-        idempotent: bool = False,
-        declared: tuple[type[BaseException], ...] = (),
-        resume: Resume | None = None,
-    ) -> Awaitable[bytes]:
-        """Carry one call to its end, over all its attempts, and return the reply's payload.
-
-        With `resume` its first attempt was made over a `direct` link and has failed.
-        """
-        ...
-
-    def direct(self, name: str) -> Direct | None:
-        """Return the open link that a call with nothing special goes to now.
-
-        None if there is anything to wait for, or to look at first: then `request` does it.
-        """
-        ...
-
-    async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:
-        """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
-        ...
-
-    def trial(self, link: Link, name: str) -> Trial | None:
-        """Ask whether something may be opened over a link that `reach` gave; see Reach."""
-        ...
-
-    async def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
-        """Say more about the loss of a link that `reach` gave, where more is known."""
-        ...
-
-    async def broadcast(
-        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
-    ) -> list[tuple[str, bytes | BaseException]]:
-        """Ask everybody who serves `name`, and return what each one answered."""
-        ...
-
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
-        """Send to every subscription of a topic, waiting for those that are full."""
-        ...
-
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
-        """Send to every subscription of a topic, or to none."""
-        ...
-
-    def burst(self, topic: Topic[Any]) -> TopicBurst | None:
-        """Begin a burst of messages on a topic, if one is worth while now."""
-        ...
-
-    def flush(self) -> None:
-        """Send what a burst has collected, before something else is said."""
-        ...
-
-    def subscribe(
-        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
-    ) -> Messages[Any]:
-        """Make a subscription that is registered when it is entered."""
-        ...
 
 
 class Endpoint:
@@ -162,44 +89,15 @@ class Endpoint:
     # requests
 
     @overload
-    async def request(
-        self,
-        method: Method[Req, Rep],
-        payload: Req,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Rep: ...
+    async def request(self, method: Method[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
 
     @overload
     async def request(
-        self,
-        method: str,
-        payload: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-        reply_type: type[T],
+        self, method: str, payload: Any = None, *, reply_type: type[T], **options: Unpack[CallOptions]
     ) -> T: ...
 
     @overload
-    async def request(
-        self,
-        method: str,
-        payload: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Any: ...
+    async def request(self, method: str, payload: Any = None, **options: Unpack[CallOptions]) -> Any: ...
 
     async def request(
         self,
@@ -256,7 +154,7 @@ class Endpoint:
             else:
                 if direct.circuit is not None:
                     direct.circuit.passed(began)
-                return _decode(reply, contract, reply_type, name)
+                return decoded_reply(reply, contract, reply_type, name)
         reply = await self._router.request(
             name,
             encoded,
@@ -269,7 +167,7 @@ class Endpoint:
             declared=contract.errors if contract is not None else (),
             resume=resume,
         )
-        return _decode(reply, contract, reply_type, name)
+        return decoded_reply(reply, contract, reply_type, name)
 
     async def notify(
         self,
@@ -346,14 +244,7 @@ class Endpoint:
 
     @overload
     def map(
-        self,
-        method: Method[Req, Rep],
-        payloads: Iterable[Req] | AsyncIterable[Req],
-        *,
-        concurrency: int = LOOK_AHEAD,
-        ordered: bool = True,
-        timeout: float | None = None,
-        to: Peer | None = None,
+        self, method: Method[Req, Rep], payloads: Iterable[Req] | AsyncIterable[Req], **options: Unpack[MapOptions]
     ) -> AsyncIterator[Rep]: ...
 
     @overload
@@ -362,11 +253,8 @@ class Endpoint:
         method: str,
         payloads: Iterable[Any] | AsyncIterable[Any],
         *,
-        concurrency: int = LOOK_AHEAD,
-        ordered: bool = True,
-        timeout: float | None = None,
-        to: Peer | None = None,
         reply_type: Any = None,
+        **options: Unpack[MapOptions],
     ) -> AsyncIterator[Any]: ...
 
     def map(
@@ -410,56 +298,21 @@ class Endpoint:
 
     @overload
     def open_stream(
-        self,
-        stream: Stream[Req, Item],
-        request: Req,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
+        self, stream: Stream[Req, Item], request: Req, **options: Unpack[CallOptions]
     ) -> Opener[Items[Item]]: ...
 
     @overload
     def open_stream(
-        self,
-        stream: str,
-        request: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-        item_type: type[T],
+        self, stream: str, request: Any = None, *, item_type: type[T], **options: Unpack[CallOptions]
     ) -> Opener[Items[T]]: ...
 
     @overload
     def open_stream(
-        self,
-        stream: Stream[None, Item],
-        request: None = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
+        self, stream: Stream[None, Item], request: None = None, **options: Unpack[CallOptions]
     ) -> Opener[Items[Item]]: ...
 
     @overload
-    def open_stream(
-        self,
-        stream: str,
-        request: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Opener[Items[Any]]: ...
+    def open_stream(self, stream: str, request: Any = None, **options: Unpack[CallOptions]) -> Opener[Items[Any]]: ...
 
     def open_stream(
         self,
@@ -596,14 +449,10 @@ class Endpoint:
         return self._router.publish_nowait(name, encoded, retain=retain)
 
     @overload
-    def subscribe(
-        self, topic: Topic[T], *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
-    ) -> Messages[T]: ...
+    def subscribe(self, topic: Topic[T], **options: Unpack[SubscribeOptions]) -> Messages[T]: ...
 
     @overload
-    def subscribe(
-        self, topic: str, *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
-    ) -> Messages[Any]: ...
+    def subscribe(self, topic: str, **options: Unpack[SubscribeOptions]) -> Messages[Any]: ...
 
     def subscribe(
         self,
@@ -741,17 +590,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _decode(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:
-    wanted = contract.reply if contract is not None else (Any if reply_type is None else reply_type)
-    return codec.decode(reply, wanted, method=name)
-
-
 def _outcome(
     instance: str, answer: bytes | BaseException, contract: Method[Any, Any] | None, name: str
 ) -> Outcome[Any]:
     if isinstance(answer, BaseException):
         return Outcome(instance, error=cast("SmartIpcError", answer))
     try:
-        return Outcome(instance, _decode(answer, contract, None, name))
+        return Outcome(instance, decoded_reply(answer, contract, None, name))
     except SmartIpcError as error:
         return Outcome(instance, error=error)

@@ -1,7 +1,6 @@
 """The public verbs of the blocking flavour, written once: the twin of endpoint.py, without await.
 
-A verb checks and encodes, then hands a Call to a Router, which knows where things go: `handle.py` has the one with a
-directory of instances, `client.py` the one with a single link, `server.py` the one with many clients. No links, waiting
+A verb checks and encodes, then hands a Call to a Router (see router.py), which knows where things go. No links, waiting
 or retries in here.
 
 Longer than other files: overloads and docstrings of a dozen verbs; the code of each is short.
@@ -12,8 +11,8 @@ from __future__ import annotations
 import inspect
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
 from smartipc.ipc.dispatch import (
@@ -21,18 +20,20 @@ from smartipc.ipc.dispatch import (
     check_servable,
     check_subscriber,
     contract_of,
+    decoded_reply,
     request_payload,
     seconds_for,
 )
 from smartipc.ipc.drivers.blocking import Link
-from smartipc.ipc.errors import CallError, ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
+from smartipc.ipc.errors import LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
+from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
 from smartipc.ipc.publications import published
-from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.hearing import Messages
+from smartipc.ipc.sync.router import Router
 from smartipc.ipc.sync.running import current_deadline
 from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import with_trace
@@ -49,71 +50,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Item = TypeVar("Item")
 Send = TypeVar("Send")
 Receive = TypeVar("Receive")
-
-LOOK_AHEAD = 32
-"""Calls that `map` keeps under way unless `concurrency` says otherwise."""
-
-
-class Router(Protocol):
-    """Where things go. Calls carry full addresses and encoded, checked payloads."""
-
-    def request(self, call: Call) -> bytes:
-        """Carry one call to its end, over all its attempts, and return the reply's payload."""
-        ...
-
-    def ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
-        """Carry a call without options to its end as `request` does; None, and nothing done, if not shorter."""
-        ...
-
-    def start(self, call: Call) -> None:
-        """Make the first attempt of a call that `drive` carries on."""
-        ...
-
-    def drive(self, calls: Collection[Call]) -> None:
-        """Work on all the calls until at least one is done; returns at once when one is."""
-        ...
-
-    def cancel(self, call: Call) -> None:
-        """Give a call up that is not done."""
-        ...
-
-    def notify(self, call: Call) -> None:
-        """Write one one-way message."""
-        ...
-
-    def reach(self, call: Call) -> Link:
-        """Choose who gets something that is no request, wait until it can be reached, and return the link to it."""
-        ...
-
-    def trial(self, link: Link, name: str) -> Trial | None:
-        """Ask whether something may be opened over a link that `reach` gave; see Reach."""
-        ...
-
-    def mourn(self, lost: ConnectionLost, link: Link) -> CallError:
-        """Say more about the loss of a link that `reach` gave, where more is known."""
-        ...
-
-    def await_on(self, link: Link, done: Callable[[], bool], until: float | None = None) -> bool:
-        """Read, and do what else a waiting member does, until `done`, the link is over, or the time; return done()."""
-        ...
-
-    def everyone(self, call: Call) -> list[Call]:
-        """Return one call for everybody who serves the method of `call`; each knows its `instance`."""
-        ...
-
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
-        """Send to every subscription of a topic, waiting for those that are full."""
-        ...
-
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
-        """Send to every subscription of a topic, or to none."""
-        ...
-
-    def subscribe(
-        self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
-    ) -> Messages[Any]:
-        """Make a subscription that is registered when it is entered."""
-        ...
 
 
 class Endpoint:
@@ -135,44 +71,15 @@ class Endpoint:
     # requests
 
     @overload
-    def request(
-        self,
-        method: Method[Req, Rep],
-        payload: Req,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Rep: ...
+    def request(self, method: Method[Req, Rep], payload: Req, **options: Unpack[CallOptions]) -> Rep: ...
 
     @overload
     def request(
-        self,
-        method: str,
-        payload: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-        reply_type: type[T],
+        self, method: str, payload: Any = None, *, reply_type: type[T], **options: Unpack[CallOptions]
     ) -> T: ...
 
     @overload
-    def request(
-        self,
-        method: str,
-        payload: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Any: ...
+    def request(self, method: str, payload: Any = None, **options: Unpack[CallOptions]) -> Any: ...
 
     def request(
         self,
@@ -220,7 +127,7 @@ class Endpoint:
                 return codec.decode(reply, method.reply, method=method.name)
         contract = method if isinstance(method, Method) else None
         call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
-        return _decode(self._router.request(call), contract, reply_type, call.method)
+        return decoded_reply(self._router.request(call), contract, reply_type, call.method)
 
     def notify(
         self,
@@ -274,27 +181,12 @@ class Endpoint:
 
     @overload
     def map(
-        self,
-        method: Method[Req, Rep],
-        payloads: Iterable[Req],
-        *,
-        concurrency: int = LOOK_AHEAD,
-        ordered: bool = True,
-        timeout: float | None = None,
-        to: Peer | None = None,
+        self, method: Method[Req, Rep], payloads: Iterable[Req], **options: Unpack[MapOptions]
     ) -> Iterator[Rep]: ...
 
     @overload
     def map(
-        self,
-        method: str,
-        payloads: Iterable[Any],
-        *,
-        concurrency: int = LOOK_AHEAD,
-        ordered: bool = True,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        reply_type: Any = None,
+        self, method: str, payloads: Iterable[Any], *, reply_type: Any = None, **options: Unpack[MapOptions]
     ) -> Iterator[Any]: ...
 
     def map(
@@ -353,13 +245,13 @@ class Endpoint:
                     while not running[0].done:
                         self._router.drive([call for call in running if not call.done])
                     call = running.popleft()
-                    yield _decode(call.result(), method, None, call.method)
+                    yield decoded_reply(call.result(), method, None, call.method)
                     continue
                 self._router.drive(running)
                 finished = [call for call in running if call.done]
                 running = deque(call for call in running if not call.done)
                 for call in finished:
-                    yield _decode(call.result(), method, None, call.method)
+                    yield decoded_reply(call.result(), method, None, call.method)
         finally:
             for call in running:
                 self._router.cancel(call)
@@ -368,56 +260,21 @@ class Endpoint:
 
     @overload
     def open_stream(
-        self,
-        stream: Stream[Req, Item],
-        request: Req,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
+        self, stream: Stream[Req, Item], request: Req, **options: Unpack[CallOptions]
     ) -> Opener[Items[Item]]: ...
 
     @overload
     def open_stream(
-        self,
-        stream: str,
-        request: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-        item_type: type[T],
+        self, stream: str, request: Any = None, *, item_type: type[T], **options: Unpack[CallOptions]
     ) -> Opener[Items[T]]: ...
 
     @overload
     def open_stream(
-        self,
-        stream: Stream[None, Item],
-        request: None = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
+        self, stream: Stream[None, Item], request: None = None, **options: Unpack[CallOptions]
     ) -> Opener[Items[Item]]: ...
 
     @overload
-    def open_stream(
-        self,
-        stream: str,
-        request: Any = None,
-        *,
-        timeout: float | None = None,
-        to: Peer | None = None,
-        slot: int | None = None,
-        key: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Opener[Items[Any]]: ...
+    def open_stream(self, stream: str, request: Any = None, **options: Unpack[CallOptions]) -> Opener[Items[Any]]: ...
 
     def open_stream(
         self,
@@ -536,14 +393,10 @@ class Endpoint:
         return self._router.publish_nowait(name, encoded, retain=retain)
 
     @overload
-    def subscribe(
-        self, topic: Topic[T], *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
-    ) -> Messages[T]: ...
+    def subscribe(self, topic: Topic[T], **options: Unpack[SubscribeOptions]) -> Messages[T]: ...
 
     @overload
-    def subscribe(
-        self, topic: str, *, queue: str | None = None, max_pending: int | None = None, overflow: str = "block"
-    ) -> Messages[Any]: ...
+    def subscribe(self, topic: str, **options: Unpack[SubscribeOptions]) -> Messages[Any]: ...
 
     def subscribe(
         self,
@@ -687,14 +540,9 @@ def _budget(contract: Method[Any, Any] | None, timeout: float | None) -> float:
     return seconds_for(contract, timeout, deadline=current_deadline.get(), now=time.monotonic())
 
 
-def _decode(reply: bytes, contract: Method[Any, Any] | None, reply_type: Any, name: str) -> Any:
-    wanted = contract.reply if contract is not None else (Any if reply_type is None else reply_type)
-    return codec.decode(reply, wanted, method=name)
-
-
 def _outcome(call: Call, contract: Method[Any, Any] | None) -> Outcome[Any]:
     try:
-        return Outcome(call.instance, _decode(call.result(), contract, None, call.method))
+        return Outcome(call.instance, decoded_reply(call.result(), contract, None, call.method))
     except Exception as error:
         if not isinstance(error, SmartIpcError) and not isinstance(error, call.declared):
             raise
