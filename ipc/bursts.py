@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from smartipc.ipc.drivers.aio import BURST, Link
-from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.codec import UNFIT, append
 
 
 class NotifyBurst:
@@ -35,7 +35,12 @@ class NotifyBurst:
         if batch is None or self._outbox.batch is not batch or type(payload) is not self._type:
             return False
         size = len(batch)
-        if not codec.append(payload, batch) or len(batch) > self._chunk:
+        try:
+            append(payload, batch, -1)
+        except UNFIT:
+            del batch[size:]
+            return False
+        if len(batch) > self._chunk:
             del batch[size:]
             return False
         self._outbox.count += 1

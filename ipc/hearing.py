@@ -95,9 +95,9 @@ class Messages(Generic[T]):
             SlowConsumer: with overflow="close", messages were lost; what was kept before has been returned.
             LocalProtocolError: the subscription was not entered.
         """
-        together = self._inbox.together
-        if len(together) > 1:  # the last of them is left to the inbox, which then gives credit back for all
-            return together.pop()
+        batch = self._inbox.batch
+        if batch.rest:  # the last of them is left to the inbox, which then gives credit back for all
+            return IpcMessage(batch.rest.pop(), 0, batch.sender, {}, batch.timestamp, None, None, 1, batch.topic)
         while not self._inbox.waiting:
             if self._inbox.error is not None and not self._closed:
                 self._closed = True

@@ -27,7 +27,7 @@ from smartipc.ipc.publications import Lane, Outgoing, member
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.subscribers import Key, key_of
-from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.codec import UNFIT, append
 from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK
 
 _LEAST = 16
@@ -50,6 +50,9 @@ class Publisher:
         self._turn = 0
         self._burst: TopicBurst | None = None
         self._busy = False
+        """Whether something was published in this loop turn."""
+        self._corked = False
+        """Whether a publisher went on in this loop turn that had waited for credit, so that more will follow."""
 
     def __repr__(self) -> str:
         return f"<Publisher to {len(self._lanes)} subscriptions>"
@@ -65,6 +68,8 @@ class Publisher:
             if lane.blocks:
                 link = await self._place(lane)
                 if link is not None:
+                    if self._corked:
+                        link.cork()
                     self._send(link, lane, lane.take(name, encoded, stamp))
                     await link.drained()
             else:
@@ -106,8 +111,7 @@ class Publisher:
     def burst(self, topic: Topic[Any]) -> TopicBurst | None:
         """Begin a burst if this is not the first message of the loop turn, and every subscriber takes batches."""
         if not self._busy:
-            self._busy = True
-            asyncio.get_running_loop().call_soon(self._end_of_turn)
+            self._begin_turn()
             return None
         state = self._directory.state
         targets = state.subscribed(topic.name)
@@ -134,8 +138,12 @@ class Publisher:
         if burst is not None:
             burst.close()
 
+    def _begin_turn(self) -> None:
+        self._busy = True
+        asyncio.get_running_loop().call_soon(self._end_of_turn)
+
     def _end_of_turn(self) -> None:
-        self._busy = False
+        self._busy = self._corked = False
         self.flush()
 
     async def _place(self, lane: Lane) -> Link | None:
@@ -172,6 +180,9 @@ class Publisher:
     async def _credit(self) -> None:
         self._more.clear()
         await self._more.wait()
+        self._corked = True
+        if not self._busy:
+            self._begin_turn()
 
     def _member(self, members: tuple[Subscription, ...]) -> Subscription | None:
         self._turn += 1
@@ -305,52 +316,70 @@ class TopicBurst:
 
     Args:
         topic: the contract.
-        directory: whose state must stay what it is.
+        directory: whose state must stay what it is; another thread may change it at any moment.
         pairs: the subscribers, which all take batches, and the links to them.
         room: messages for which all of them have credit.
     """
 
-    __slots__ = ("_count", "_data", "_directory", "_limit", "_pairs", "_room", "_state", "topic")
+    __slots__ = ("_count", "_data", "_directory", "_limit", "_pairs", "_room", "_size", "_state", "_type", "topic")
 
     def __init__(self, topic: Topic[Any], directory: Directory, pairs: list[tuple[Lane, Link]], room: int) -> None:
         self.topic = topic
         self._directory = directory
         self._state = directory.state
+        self._type = topic.payload
         self._pairs = pairs
         # Each batch wakes every subscriber: with many of them, larger ones cost less in waking than they delay.
         self._limit = _BATCH if len(pairs) == 1 else 2 * _BATCH
         self._room = room
         self._count = 0
+        self._size = ARRAY.size
         self._data = bytearray(ARRAY.size)
 
     def add(self, payload: Any) -> bool:
         """Append a message; return whether it was done."""
-        if type(payload) is not self.topic.payload or self._count >= self._room:
+        if not self._room or type(payload) is not self._type or self._directory.state is not self._state:
             return False
         data = self._data
+        try:
+            append(payload, data, -1)
+        except UNFIT:
+            del data[self._size :]
+            return False
         size = len(data)
-        if size > self._limit or self._directory.state is not self._state:
+        if size > LIMITS.chunk:
+            del data[self._size :]
             return False
-        if not codec.append(payload, data) or len(data) > LIMITS.chunk:
-            del data[size:]
-            return False
+        self._room -= 1
         self._count += 1
-        if len(data) > self._limit:
-            self.close()
+        self._size = size
+        if size > self._limit:
+            self._send()
+            for _lane, link in self._pairs:
+                link.burst()
         return True
 
     def close(self) -> None:
         """Send what was collected and take no more."""
-        count, self._count, self._room = self._count, 0, 0
-        if not count:
-            return
+        self._room = 0
+        if self._count:
+            self._send()
+
+    def _send(self) -> None:
+        count, self._count, self._size = self._count, 0, ARRAY.size
         data = self._data
         ARRAY.pack_into(data, 0, ARRAY_MARK, count)
         body = bytes(data)
+        del data[ARRAY.size :]
         for lane, link in self._pairs:
-            with contextlib.suppress(ConnectionLost):  # its process is going: at most once
+            try:
                 link.publish_batch(lane.one.number, self.topic.name, body)
-                lane.take_many(count)
+            except ConnectionLost:  # its process is going: at most once
+                self._room = 0
+                continue
+            lane.take_many(count)
+            if link.congested:
+                self._room = 0
 
 
 def _check_size(encoded: bytes) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger("smartipc.topics")
 
 DEFAULT_WINDOW = 1024
 """Messages kept unless `max_pending` says otherwise."""
+_SHARE = 2
+"""Parts of a window: credit for one is given back when it is consumed, while the publisher fills the next."""
 _OWED_BYTES = 256 * 1024
 """Payload bytes that are acknowledged at once, whatever their number."""
 
@@ -47,18 +49,39 @@ class _Origin:
 
 
 @dataclass(slots=True)
-class _Item:
-    """One message that waits; without an event it was dropped where it lay.
+class Batch:
+    """Messages of one publisher that differ only in their payloads, which are decoded.
 
-    Or, for a subscription that blocks, a batch of `count` that are decoded already, last first: credit is given back
-    for all of them with the last.
+    Credit is given back for all of them with the last. The messages are made when they are taken: whoever kept a
+    thousand of them would pay a quarter of his time to the garbage collector.
     """
+
+    last: Any
+    rest: list[Any]
+    """The payloads before the last, last first; whoever takes messages may pop them, without `Inbox.take`."""
+    sender: str
+    timestamp: float
+    topic: str
+    count: int
+
+    def message(self, payload: Any) -> IpcMessage[Any]:
+        """Return the message of one payload; the iteration does the same by itself, without a call."""
+        return IpcMessage(payload, 0, self.sender, {}, self.timestamp, None, None, 1, self.topic)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One message that waits, or a batch of them where nothing is dropped; one without either was dropped."""
 
     event: MessageReceived | None
     link: Any
     missed: int
-    together: list[IpcMessage[Any]] | None = None
-    count: int = 1
+    batch: Batch | None = None
+
+    @property
+    def count(self) -> int:
+        """Messages in it."""
+        return 1 if self.batch is None else self.batch.count
 
 
 @dataclass(slots=True)
@@ -78,8 +101,8 @@ class Inbox:
     """The last one that did not fit the topic's type."""
     error: SlowConsumer | None = None
     """Why the subscription ended by itself; raised behind the last message that was kept."""
-    together: list[IpcMessage[Any]] = field(default_factory=list)
-    """The rest of the batch that is being taken, last first; all but its last may be popped here, without `take`."""
+    batch: Batch = field(default_factory=lambda: Batch(None, [], "", 0.0, "", 0))
+    """The batch that is being taken, or the one before it."""
     _origins: dict[Any, _Origin] = field(default_factory=dict)
     _topics: dict[str, _Item] = field(default_factory=dict)
     _live: int = 0
@@ -118,10 +141,14 @@ class Inbox:
         payloads = codec.decode_all(event.payload, self.payload_type)
         if not payloads:
             return False
-        sender, when, topic = link.peer.name if link.peer else "", epoch(event.received_at), event.topic
-        payloads.reverse()
-        messages = [IpcMessage(payload, 0, sender, {}, when, None, None, 1, topic) for payload in payloads]
-        self.waiting.append(_Item(None, link, 0, messages, len(messages)))
+        sender, when = link.peer.name if link.peer else "", epoch(event.received_at)
+        step = max(1, self.window // _SHARE)
+        for start in range(0, len(payloads), step):
+            some = payloads[start : start + step]
+            some.reverse()
+            last = some.pop(0)
+            batch = Batch(last, some, sender, when, event.topic, len(some) + 1)
+            self.waiting.append(_Item(None, link, 0, batch))
         return True
 
     def restore(self, events: list[tuple[MessageReceived, Kept]]) -> None:
@@ -140,8 +167,8 @@ class Inbox:
             IndexError: none waits.
         """
         first = self.waiting[0]
-        if first.together is not None:
-            return self._take_of(first, first.together)
+        if first.batch is not None:
+            return self._take_of(first, first.batch)
         event, link, missed = self._pop()
         if self._live <= self.window // 2:
             self._warned = False
@@ -162,13 +189,12 @@ class Inbox:
         )
         return message, link, owed
 
-    def _take_of(self, item: _Item, together: list[IpcMessage[Any]]) -> tuple[IpcMessage[Any], Any, int | None]:
-        message = together.pop()
-        if together:
-            self.together = together
-            return message, item.link, None
+    def _take_of(self, item: _Item, batch: Batch) -> tuple[IpcMessage[Any], Any, int | None]:
+        if batch.rest:
+            self.batch = batch
+            return batch.message(batch.rest.pop()), item.link, None
         self.waiting.popleft()
-        return message, item.link, self._settle(self._origin(item.link), 0, item.count)
+        return batch.message(batch.last), item.link, self._settle(self._origin(item.link), 0, batch.count)
 
     def settle(self, link: Any) -> int | None:
         """Count one message of that link as dealt with; return the count to acknowledge now, or None."""
@@ -205,7 +231,7 @@ class Inbox:
         origin.settled += count
         origin.owed_bytes += size
         owed = origin.settled - origin.acknowledged
-        if owed >= max(1, flight(self.window, self.overflow) // 2) or origin.owed_bytes >= _OWED_BYTES:
+        if owed >= max(1, flight(self.window, self.overflow) // _SHARE) or origin.owed_bytes >= _OWED_BYTES:
             origin.acknowledged = origin.settled
             origin.owed_bytes = 0
             return origin.settled

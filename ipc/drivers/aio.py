@@ -287,15 +287,25 @@ class Link:
         self._push()
 
     def burst(self) -> None:
-        """Write a batch that has grown to BURST bytes, if the socket has room."""
+        """Write a batch that has grown large enough, if the socket has room."""
         if not self._writing and not self.closed:
             self._flush()
 
+    def cork(self) -> None:
+        """Write nothing small before the end of the loop turn: it will not be alone."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._end_of_turn)
+
     def consumed(self, number: int, count: int) -> None:
-        """Give credit back for our subscription `number`; a closed link needs none."""
+        """Give credit back for our subscription `number`, at once: its publisher may stand still for it.
+
+        A closed link needs none.
+        """
         if not self.closed:
             self.connection.consumed(number, count)
-            self._push()
+            if not self._in_batch:
+                self.burst()
 
     def reply(self, ident: int, payload: bytes) -> None:
         """Answer a request; ignored if it was cancelled or the link is closed.

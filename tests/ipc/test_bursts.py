@@ -14,7 +14,7 @@ from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.errors import InvalidPayload
-from smartipc.ipc.protocol.events import MessagesReceived
+from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.sync.testing import Stage
 from smartipc.ipc.tracing import TRACE_HEADER
 
@@ -89,6 +89,38 @@ def test_batches_are_what_arrives(live: Callable[[Scene], None], monkeypatch: py
                 await p.publish(items, Item(number))
             assert await drained(messages, 1000) == list(range(1000))
             assert 1 <= batches < 100
+
+    live(scene)
+
+
+@pytest.mark.parametrize("window", [100, 10_000])
+def test_a_burst_goes_on_over_batches_and_after_waiting_for_credit(
+    live: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "p") as p, handle(stage, "s") as s, s.subscribe(items, max_pending=window) as messages:
+            await p.publish(items, Item(-1))
+            assert await drained(messages, 1) == [-1]
+            (link,) = p._caller.links.values()
+            await link.opened()
+            alone = 0
+            arrived = messages.arrived
+
+            def count(event: MessageReceived, link: object) -> None:
+                nonlocal alone
+                alone += 1
+                arrived(event, link)
+
+            monkeypatch.setattr(messages, "arrived", count)
+
+            async def publish() -> None:
+                for number in range(3000):
+                    await p.publish(items, Item(number, bytes(40)))
+
+            publishing = asyncio.create_task(publish())
+            assert await drained(messages, 3000) == list(range(3000))
+            await publishing
+            assert alone <= 3 + 3000 // (window // 2)
 
     live(scene)
 

@@ -12,7 +12,7 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import FLIGHT, Overflow
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
 from smartipc.ipc.message import IpcMessage
-from smartipc.ipc.protocol.events import MessageReceived
+from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.subscriptions import Inbox, Kept, subscription_of
 from smartipc.ipc.wire import codec
@@ -51,6 +51,50 @@ def test_block_acknowledges_what_was_consumed() -> None:
     assert [of.arrived(event(number), Other) for number in range(6)] == [None] * 6
     assert [of.take()[2] for _ in range(6)] == [None, 2, None, 4, None, 6]
     assert of.dropped == 0
+
+
+def together(values: list[object], topic: str = "t.a") -> MessagesReceived:
+    return MessagesReceived(1, topic, codec.encode(values), 0.0)
+
+
+def test_a_batch_that_fills_the_window_gives_credit_back_before_its_end() -> None:
+    of = inbox(window=8)
+    assert of.arrived_together(together(list(range(7))), Other)
+    assert not of.batch.rest
+    owed = [of.take()[2] for _ in range(7)]
+    assert owed == [None, None, None, 4, None, None, None]
+    assert of.arrived_together(together([7]), Other)
+    assert of.take()[2] == 8
+    assert not of.waiting
+
+
+def test_messages_of_a_batch_and_single_ones_come_in_order_and_say_where_from() -> None:
+    of = inbox(window=4)
+    of.arrived(event(0, "t.b"), Other)
+    assert of.arrived_together(together([1, 2, 3]), Other)
+    of.arrived(event(4, "t.b"), Other)
+    seen = []
+    while of.waiting:
+        while of.batch.rest:  # as the iteration does
+            seen.append((of.batch.topic, of.batch.rest.pop(), of.batch.sender))
+        message, _, _ = of.take()
+        assert isinstance(message, IpcMessage)
+        seen.append((message.topic, message.payload, message.sender))
+    assert seen == [("t.b", 0, "p:1"), *(("t.a", number, "p:1") for number in (1, 2, 3)), ("t.b", 4, "p:1")]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "latest", "close"])
+def test_a_batch_is_looked_at_one_by_one_where_something_may_be_dropped(overflow: Overflow) -> None:
+    of = inbox(overflow)
+    assert not of.arrived_together(together([1, 2]), Other)
+    assert not of.waiting
+
+
+def test_a_batch_with_one_that_does_not_fit_is_looked_at_one_by_one() -> None:
+    of = inbox()
+    assert not of.arrived_together(together([1, "two"]), Other)
+    assert not of.arrived_together(together([]), Other)
+    assert not of.waiting
 
 
 @pytest.mark.parametrize(

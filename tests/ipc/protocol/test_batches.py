@@ -255,10 +255,11 @@ def test_whoever_appends_to_the_open_batch_counts(ends: tuple[Connection, Connec
     assert client.batch_is_open
     batch = client.outbox.batch
     assert batch is not None
-    assert codec.append(3, batch)
+    codec.append(3, batch, -1)
     client.outbox.count += 1
     size = len(batch)
-    assert not codec.append([4, object()], batch)
+    with pytest.raises(codec.UNFIT):
+        codec.append([4, object()], batch, -1)
     del batch[size:]
     assert [value for _, value in apart(move(client, server))] == [1, 2, 3]
     assert not client.batch_is_open
