@@ -231,7 +231,13 @@ class Caller:
         return await self._facts(lost, peer.name, peer.generation, lost.method or "")
 
     async def broadcast(
-        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        headers: dict[str, str] | None,
+        declared: tuple[type[BaseException], ...],
     ) -> list[tuple[str, bytes | BaseException]]:
         """Ask every living instance of the address's worker, and return what each one answered, by slot.
 
@@ -247,7 +253,9 @@ class Caller:
 
         async def one(entry: Entry) -> tuple[str, bytes | BaseException]:
             try:
-                return entry.instance, await self.call(entry, name, encoded, deadline=deadline, declared=declared)
+                return entry.instance, await self.call(
+                    entry, name, encoded, deadline=deadline, headers=headers, declared=declared
+                )
             except expected as error:
                 return entry.instance, error
 

@@ -57,6 +57,7 @@ from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.serving import Server
 from smartipc.ipc.subscribing import Subscriptions
+from smartipc.ipc.tracing import outside
 from smartipc.ipc.transports.factory import transport_for
 from smartipc.ipc.trust.policy import check_connecting
 from smartipc.ipc.trust.tokens import auth_for
@@ -119,7 +120,7 @@ class Line(QuietHost):
             ConnectFailed: in vain.
             AuthenticationFailed, RemoteProtocolError: the server is no such server, or does not want us.
         """
-        self._keeper = self._loop.create_task(self._keep())
+        self._keeper = self._loop.create_task(self._keep(), context=outside())
         try:
             while self.machine.state is ClientState.CONNECTING:
                 await self.change(None)
@@ -298,12 +299,20 @@ class Line(QuietHost):
         return lost
 
     async def broadcast(
-        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        headers: dict[str, str] | None,
+        declared: tuple[type[BaseException], ...],
     ) -> list[tuple[str, bytes | BaseException]]:
         """Ask the server, which is everybody; see Router."""
         expected: tuple[type[BaseException], ...] = (SmartIpcError, *declared)
         try:
-            answer: bytes | BaseException = await self.request(name, encoded, timeout=timeout, declared=declared)
+            answer: bytes | BaseException = await self.request(
+                name, encoded, timeout=timeout, headers=headers, declared=declared
+            )
         except expected as error:
             answer = error
         return [(_peer(self.link), answer)]

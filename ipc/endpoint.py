@@ -38,9 +38,8 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.publishing import TopicBurst
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.router import Router
-from smartipc.ipc.serving import current_deadline
 from smartipc.ipc.streaming import IpcChannel, Items, Opener
-from smartipc.ipc.tracing import current, with_trace
+from smartipc.ipc.tracing import current, current_deadline, outside, with_trace
 from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
 
@@ -239,7 +238,9 @@ class Endpoint:
         name, encoded = request_payload(method, payload)
         contract = method if isinstance(method, Method) else None
         declared = contract.errors if contract is not None else ()
-        answers = await self._router.broadcast(name, encoded, timeout=_budget(contract, timeout), declared=declared)
+        answers = await self._router.broadcast(
+            name, encoded, timeout=_budget(contract, timeout), headers=with_trace(None), declared=declared
+        )
         return [_outcome(instance, answer, contract, name) for instance, answer in answers]
 
     @overload
@@ -397,7 +398,7 @@ class Endpoint:
             to=to,
             slot=slot,
             key=key,
-            headers=None,
+            headers=with_trace(None),
         )
 
     # buffers
@@ -571,7 +572,7 @@ class Endpoint:
     def _feed(self, messages: Messages[Any], function: Callable[..., Any], wants_message: bool) -> None:
         worker = self._letter_name.rpartition(":")[0]
         work = deliver(messages, function, wants_message=wants_message, letters=self._letters, worker=worker)
-        self._keep(self._loop.create_task(work))
+        self._keep(self._loop.create_task(work, context=outside()))
 
     def _end_burst(self) -> None:
         self._topic_burst = None

@@ -51,7 +51,13 @@ class Router(Reach, Protocol):
         ...
 
     async def broadcast(
-        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        headers: dict[str, str] | None,
+        declared: tuple[type[BaseException], ...],
     ) -> list[tuple[str, bytes | BaseException]]:
         """Ask everybody who serves `name`, and return what each one answered."""
         ...

@@ -164,14 +164,22 @@ class Exchange(QuietHost):
         return lost
 
     async def broadcast(
-        self, name: str, encoded: bytes, *, timeout: float, declared: tuple[type[BaseException], ...]
+        self,
+        name: str,
+        encoded: bytes,
+        *,
+        timeout: float,
+        headers: dict[str, str] | None,
+        declared: tuple[type[BaseException], ...],
     ) -> list[tuple[str, bytes | BaseException]]:
         """Ask every client, in the order they came; see Router."""
         expected: tuple[type[BaseException], ...] = (SmartIpcError, *declared)
 
         async def one(peer: Peer) -> tuple[str, bytes | BaseException]:
             try:
-                return peer.name, await self.request(name, encoded, timeout=timeout, to=peer, declared=declared)
+                return peer.name, await self.request(
+                    name, encoded, timeout=timeout, to=peer, headers=headers, declared=declared
+                )
             except expected as error:
                 return peer.name, error
 

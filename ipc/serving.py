@@ -6,7 +6,6 @@ What a request means is decided in dispatch; this file owns the listening socket
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import random
 import sys
@@ -27,6 +26,7 @@ from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.streaming import StreamServer
+from smartipc.ipc.tracing import current_deadline
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
@@ -36,8 +36,6 @@ from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
 
 log = logging.getLogger("smartipc.serving")
-current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
-"""Deadline of the request that the running handler answers, in monotonic seconds; nested calls inherit it."""
 _ACCEPTS_PER_TURN = 64
 
 

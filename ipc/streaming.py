@@ -31,6 +31,7 @@ from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.events import OpenReceived, StreamAccepted, StreamEvent
 from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.routing import attempts
+from smartipc.ipc.tracing import handling
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.heads import Fault
 
@@ -466,7 +467,8 @@ class StreamServer:
         kind: type[_Flow] = IpcChannel if handler.duplex else _Producer
         flow = kind(link, handler.name, reception, handler.sends, None)
         flow.attach(event.id)
-        task = asyncio.get_running_loop().create_task(self._serve(handler, flow, arguments))
+        with handling(link.peer, event):
+            task = asyncio.get_running_loop().create_task(self._serve(handler, flow, arguments))
         flow.on_gone = lambda: _cancel(task)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -5,8 +5,10 @@ Only the name of a trace is passed along; nothing is measured or exported here.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import hashlib
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from smartipc.ipc.errors import LocalProtocolError
@@ -22,6 +24,34 @@ context, and would keep the payload's buffers for as long."""
 
 current: contextvars.ContextVar[Handled | None] = contextvars.ContextVar("smartipc_request", default=None)
 """The request that the running handler answers; calls made from it belong to the same trace."""
+current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
+"""Deadline of the request that the running handler answers, in monotonic seconds; nested calls inherit it."""
+
+
+@contextlib.contextmanager
+def handling(peer: Identity | None, event: OpenReceived) -> Iterator[None]:
+    """Run what a stream or channel is handled by: calls from there belong to its trace. It has no deadline."""
+    handled_before, deadline_before = current.set(handled(peer, event)), current_deadline.set(None)
+    try:
+        yield
+    finally:
+        current_deadline.reset(deadline_before)
+        current.reset(handled_before)
+
+
+def outside() -> contextvars.Context:
+    """Return a copy of the context without the request that is being handled.
+
+    For what a handler starts and what outlives it, such as a connection: what comes over that later is no part of it.
+    """
+    context = contextvars.copy_context()
+    context.run(_forget)
+    return context
+
+
+def _forget() -> None:
+    current.set(None)
+    current_deadline.set(None)
 
 
 def trace_of(peer: Identity | None, event: RequestReceived | NotifyReceived | OpenReceived) -> str:

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
@@ -49,6 +49,7 @@ from smartipc.ipc.protocol.events import (
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.protocol.topics import Topics
+from smartipc.ipc.tracing import outside
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.heads import Fault
@@ -167,8 +168,12 @@ class Link:
         return self._sock
 
     def _begin(self) -> None:
-        self._loop.add_reader(self._fd, self._readable)
+        self._read_with(self._readable)
         self._flush()
+
+    def _read_with(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back when there is something to read; it is no part of the request that this link was made for."""
+        outside().run(self._loop.add_reader, self._fd, callback, *args)
 
     def _prepare(self, conduit: Conduit) -> None:
         """Let a conduit settle its own handshake before the first byte of ours. The connection's timer limits it."""
@@ -183,7 +188,7 @@ class Link:
             self._begin()
         else:
             self._writing = True  # in the sense of: not yet, you will be told
-            self._loop.add_reader(self._fd, self._prepare, conduit)
+            self._read_with(self._prepare, conduit)
 
     async def opened(self) -> Identity:
         """Wait for the handshake.
@@ -629,7 +634,7 @@ class Link:
     def _watch_writable(self) -> None:
         if self._paused and not self.connection.congested and not self.closed:
             self._paused = False
-            self._loop.add_reader(self._fd, self._readable)
+            self._read_with(self._readable)
         wanted = bool(self._unsent) and not self.closed
         if wanted and not self._writing:
             self._writing = True

@@ -39,7 +39,6 @@ from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
 from smartipc.ipc.sync.call import Call, Life
 from smartipc.ipc.sync.polling import OUT
-from smartipc.ipc.sync.running import current_deadline
 from smartipc.ipc.sync.sleeping import Sleepers
 from smartipc.ipc.trust.neighbours import dial_life, is_life
 from smartipc.ipc.wire import codec
@@ -225,7 +224,7 @@ class Caller(QuietHost):
             or known[0] is not self._directory.state
             or type(payload) is not method.request
             or self.circuits.trouble
-            or current_deadline.get() is not None
+            or tracing.current_deadline.get() is not None
             or tracing.current.get() is not None
         ):
             return None
@@ -333,7 +332,14 @@ class Caller(QuietHost):
         if worker not in state.by_worker:
             raise NoSuchWorker(worker, state.workers(), method=call.method)
         return [
-            Call(call.method, call.payload, timeout=call.timeout, declared=call.declared, entry=entry)
+            Call(
+                call.method,
+                call.payload,
+                timeout=call.timeout,
+                headers=call.headers,
+                declared=call.declared,
+                entry=entry,
+            )
             for entry in state.by_worker[worker]
             if state.lives(entry.instance, entry.generation)
         ]

@@ -34,9 +34,8 @@ from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.hearing import Messages
 from smartipc.ipc.sync.router import Router
-from smartipc.ipc.sync.running import current_deadline
 from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener
-from smartipc.ipc.tracing import with_trace
+from smartipc.ipc.tracing import current_deadline, with_trace
 from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
 
@@ -349,8 +348,10 @@ class Endpoint:
             reception: Reception[Receive] = Reception(channel.receive, name=name, declared=declared, duplex=True)
             return IpcChannel(link, name, reception, channel.send, router, router)
 
-        budget = _budget(None, timeout)
-        return Opener(router, make, lambda: Call(name, codec.EMPTY, timeout=budget, to=to, slot=slot, key=key))
+        budget, traced = _budget(None, timeout), with_trace(None)
+        return Opener(
+            router, make, lambda: Call(name, codec.EMPTY, timeout=budget, to=to, slot=slot, key=key, headers=traced)
+        )
 
     # buffers
 

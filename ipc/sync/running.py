@@ -5,7 +5,6 @@ Nothing here reads or waits: that is serving.py's, which fills the queue. What a
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import logging
 import time
@@ -23,13 +22,12 @@ from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.port import ControlPort
+from smartipc.ipc.tracing import current_deadline
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.depth import SHALLOW
 from smartipc.ipc.wire.heads import Fault
 
 log = logging.getLogger("smartipc.serving")
-current_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("smartipc_deadline", default=None)
-"""Deadline of the request that the running handler answers, in monotonic seconds; nested calls inherit it."""
 
 _LOOK_EVERY = 0.005
 """Seconds of work after which the links are read in between, so that cancels and deadlines are seen."""

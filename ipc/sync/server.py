@@ -149,7 +149,14 @@ class Exchange(Desk):
     def everyone(self, call: Call) -> list[Call]:
         """Return one call for every client, in the order they came; see Router."""
         return [
-            Call(call.method, call.payload, timeout=call.timeout, declared=call.declared, to=peer)
+            Call(
+                call.method,
+                call.payload,
+                timeout=call.timeout,
+                headers=call.headers,
+                declared=call.declared,
+                to=peer,
+            )
             for peer in list(self.clients.values())
         ]
 

@@ -9,6 +9,7 @@ Longer than other files: both ends of a stream, since a channel is the same obje
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import logging
 import threading
@@ -33,6 +34,7 @@ from smartipc.ipc.protocol.events import OpenReceived, StreamAccepted, StreamEve
 from smartipc.ipc.resilience.breaker import Trial
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.sync.call import Call
+from smartipc.ipc.tracing import handling
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.heads import Fault
 
@@ -461,7 +463,7 @@ class StreamServer:
         if handler.duplex:
             channel: IpcChannel[Any, Any] = IpcChannel(link, handler.name, reception, handler.sends, self._server)
             channel.attach(event.id)
-            self._post(lambda: self._converse(handler, channel))
+            self._post(lambda: self._converse(handler, channel, event))
         else:
             producer = _Producer(link, handler, reception, self)
             producer.attach(event.id)
@@ -476,12 +478,13 @@ class StreamServer:
         for producer in list(self.active):
             producer.cancel()
 
-    def _converse(self, handler: FlowHandler, channel: IpcChannel[Any, Any]) -> None:
+    def _converse(self, handler: FlowHandler, channel: IpcChannel[Any, Any], event: OpenReceived) -> None:
         try:
             if not channel.alive:
                 return
             channel.accept()
-            handler.function(channel)
+            with handling(channel._link.peer, event):  # noqa: SLF001 - one room
+                handler.function(channel)
         except EndOfStream:  # `receive` at the end, uncaught: the handler is through
             channel.through()
         except Exception as error:  # the boundary of the user's handler
@@ -510,7 +513,8 @@ class StreamServer:
             return
         producer.accept()
         self.active.add(producer)
-        producer.begin(arguments)
+        with handling(link.peer, event):
+            producer.begin(arguments, contextvars.copy_context())
 
 
 class _Producer(_Flow):
@@ -521,6 +525,8 @@ class _Producer(_Flow):
         self.handler = handler
         self._server = server
         self._iterator: Iterator[Any] | None = None
+        self._context = contextvars.copy_context()
+        """What its generator runs in: the calls that it makes belong to the stream's trace."""
         self._held: bytes | None = None
         """An item that had no credit."""
         self._posted = False
@@ -540,10 +546,11 @@ class _Producer(_Flow):
             self._posted = True
             self._server._post(self.step)  # noqa: SLF001 - one room
 
-    def begin(self, arguments: tuple[Any, ...]) -> None:
-        """Call the handler, and take its first items."""
+    def begin(self, arguments: tuple[Any, ...], context: contextvars.Context) -> None:
+        """Call the handler, and take its first items, in this context."""
+        self._context = context
         try:
-            self._iterator = iter(self.handler.function(*arguments))
+            self._iterator = context.run(lambda: iter(self.handler.function(*arguments)))
         except Exception as error:  # the boundary of the user's handler
             self._failed(error, self.handler.errors)
         except BaseException as error:
@@ -558,7 +565,7 @@ class _Producer(_Flow):
         if self._iterator is None:
             return
         try:
-            self._produce(self._iterator, time.monotonic() + _SLICE)
+            self._context.run(self._produce, self._iterator, time.monotonic() + _SLICE)
         except StopIteration:
             self.end_sending()
             self._over()

@@ -149,3 +149,72 @@ def test_a_channel_is_lost_with_its_server_and_a_stream_opened_at_the_next(pair:
     serve(again)
     with pair.client.open_stream(rows, 50) as items:
         assert [row.number for row in items] == list(range(50))
+
+
+def test_what_a_stream_or_channel_handler_says_belongs_to_its_trace(pair: Pair) -> None:
+    to = {"to": pair.peer()}
+    it, seen, noted = pair.server.it, [], []
+    for name, keep in (("seen", seen), ("noted", noted)):
+        pair.client.handler(name)(lambda _payload, message, keep=keep: keep.append(message))
+    if pair.server.flavour == "async":
+
+        async def say_later() -> None:
+            await it.request("seen", 1, **to)
+            await it.notify("noted", 1, **to)
+            await it.broadcast("seen", 1)
+            assert [done async for done in it.map(Method("seen", int, None), [1], **to)] == [None]
+
+        async def told_later(count: int) -> AsyncIterator[int]:
+            for number in range(count):
+                await say_later()
+                yield number
+
+        async def talk_later(channel: Any) -> None:
+            async for row in channel:
+                await say_later()
+                await channel.send(row)
+
+        pair.server.handler("told")(told_later)
+        pair.server.handler(echo)(talk_later)
+    else:
+
+        def say_now() -> None:
+            it.request("seen", 1, **to)
+            it.notify("noted", 1, **to)
+            it.broadcast("seen", 1)
+            assert list(it.map(Method("seen", int, None), [1], **to)) == [None]
+
+        def told_now(count: int) -> Iterator[int]:
+            for number in range(count):
+                say_now()
+                yield number
+
+        def talk_now(channel: Any) -> None:
+            for row in channel:
+                say_now()
+                channel.send(row)
+
+        pair.server.handler("told")(told_now)
+        pair.server.handler(echo)(talk_now)
+
+    def traces() -> set[str]:
+        wait_for(lambda: 3 * len(noted) == len(seen) > 0, "the notes")
+        found = {message.trace for message in (*seen, *noted)}
+        assert all(message.remaining is None or message.remaining > 20 for message in seen)  # a stream has no deadline
+        seen.clear()
+        noted.clear()
+        return found
+
+    given = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    with pair.client.open_stream("told", 3, headers={"traceparent": given}) as items:
+        assert list(items) == [0, 1, 2]
+    assert traces() == {given}
+    earlier: set[str] = set()
+    for _ in range(2):
+        with pair.client.open_channel(echo) as channel:
+            for _ in range(2):
+                channel.send(Row(1))
+                channel.receive()
+        (trace,) = traces()
+        assert trace not in earlier
+        earlier.add(trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -305,5 +306,48 @@ def test_a_descriptor_is_connected_once_in_a_process() -> None:
                 with pytest.raises(LocalProtocolError, match="in use in this process already"):
                     blocking(address)
             assert await first.request("echo", "whole") == "whole"
+
+    run(scene())
+
+
+def test_a_connection_made_in_a_handler_outlives_its_request(folder: Path) -> None:
+    """What comes over it later is no part of that request: it has neither its deadline nor its trace."""
+    near, far = f"unix://{folder}/near", f"unix://{folder}/far"
+    done: list[Any] = []
+    traces: list[str | None] = []
+
+    async def scene() -> None:
+        async with (
+            smartipc.serve(near) as first,
+            smartipc.serve(far) as second,
+            smartipc.connect(near) as asking,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            second.handler("echo")(lambda _payload, message: traces.append(message.trace))
+
+            async def join(_payload: None) -> None:
+                client = await stack.enter_async_context(smartipc.connect(far))
+
+                async def again(payload: str) -> None:
+                    await client.request("echo", payload)
+                    done.append(payload)
+
+                client.handler("note")(again)
+                client.handler("stream")(lambda payload: (payload for _ in range(1)))
+                client.subscriber("news")(again)
+
+            first.handler("join")(join)
+            await asking.request("join", timeout=0.2)
+            await until(lambda: bool(second.clients))
+            await asyncio.sleep(0.25)  # until the deadline of that request has passed
+            await second.notify("note", "note", to=second.clients[0])
+            await until(lambda: done == ["note"])
+            while not await second.broadcast("note", "asked"):
+                await asyncio.sleep(0.01)
+            while len(done) < 3:
+                await second.publish("news", "news")
+                await asyncio.sleep(0.01)
+            assert done[:3] == ["note", "asked", "news"]
+            assert len({*traces[:3]}) == 3
 
     run(scene())
