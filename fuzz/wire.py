@@ -20,6 +20,8 @@ encode = heads.encoder.encode
 GOOD = [
     frame(Kind.HELLO, 0, encode(heads.Hello(0, 0, sorted(FEATURES), "f", 1, 1, "f", 1 << 24))),
     frame(Kind.REQUEST, 1, encode(heads.RequestHead("a.b", 100)), b"\x80"),
+    frame(Kind.REQUEST_BATCH, 3, encode(heads.RequestHead("a.b", 100)), b"\xdd\x00\x00\x00\x03\x01\x02\x03"),
+    frame(Kind.RESPONSE_BATCH, 2, b"", b"\xdd\x00\x00\x00\x02\x01\x02"),
     frame(Kind.NOTIFY, 0, encode(heads.RequestHead("a.b")), b"\xc0"),
     frame(Kind.MSG, 7, encode(heads.MessageHead("t.x")), b"\x01"),
     frame(Kind.ACK, 7, encode(heads.AckHead(3))),

@@ -49,6 +49,7 @@ from smartipc.ipc.protocol.events import (
     NotifyReceived,
     OpenReceived,
     RequestReceived,
+    RequestsReceived,
     SubscribedReceived,
     TopicEvent,
 )
@@ -359,6 +360,10 @@ class Line(QuietHost):
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Serve what the server asks."""
         self._handlers.on_request(link, event)
+
+    def on_requests(self, link: Link, event: RequestsReceived) -> None:
+        """Serve them."""
+        self._handlers.on_requests(link, event)
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""

@@ -34,6 +34,7 @@ from smartipc.ipc.protocol.events import (
     NotifyReceived,
     OpenReceived,
     RequestReceived,
+    RequestsReceived,
 )
 from smartipc.ipc.publishing import Publisher
 from smartipc.ipc.resilience.dead_letters import DeadLetters
@@ -292,6 +293,10 @@ class _Arrivals(QuietHost):
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Serve it."""
         self.server.on_request(link, event)
+
+    def on_requests(self, link: Link, event: RequestsReceived) -> None:
+        """Serve them."""
+        self.server.on_requests(link, event)
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""

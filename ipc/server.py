@@ -36,6 +36,7 @@ from smartipc.ipc.protocol.events import (
     NotifyReceived,
     OpenReceived,
     RequestReceived,
+    RequestsReceived,
     TopicEvent,
 )
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
@@ -228,6 +229,10 @@ class Exchange(QuietHost):
     def on_request(self, link: Link, event: RequestReceived) -> None:
         """Serve it."""
         self.handlers.on_request(link, event)
+
+    def on_requests(self, link: Link, event: RequestsReceived) -> None:
+        """Serve them."""
+        self.handlers.on_requests(link, event)
 
     def on_notify(self, link: Link, event: NotifyReceived) -> None:
         """Serve it."""

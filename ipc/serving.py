@@ -14,13 +14,15 @@ from collections.abc import Coroutine
 from typing import Any
 
 from smartipc.ipc import links, tracing
+from smartipc.ipc.answering import Answers
+from smartipc.ipc.batches import Rows
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Handler, Registry, again
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import LinkHost, apart
-from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, Overloaded, PermissionDenied, RequestCancelled
+from smartipc.ipc.drivers.base import LinkHost, apart, requests_of
+from smartipc.ipc.errors import InvalidPayload, Overloaded, PermissionDenied
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived
+from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived, RequestsReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
@@ -62,6 +64,8 @@ class Server:
     ) -> None:
         self._gate = gate
         self._undelivered = Undelivered(letters)
+        self._answers = Answers(registry)
+        self._rows = Rows(self._answers, current_deadline)
         self.links: set[Link] = set()
         self._launch = launch
         self._registry = registry
@@ -84,7 +88,7 @@ class Server:
     @property
     def load(self) -> tuple[int, int]:
         """Handlers that run, and requests that wait for their turn."""
-        return len(self._running) + len(self._notifies), len(self._waiting)
+        return len(self._running) + len(self._notifies), len(self._waiting) + len(self._rows)
 
     def open(self) -> None:
         """Listen at the launch's address.
@@ -153,6 +157,7 @@ class Server:
                 task.cancel()
         for key in [key for key in self._waiting if key[0] is link]:
             del self._waiting[key]
+        self._rows.closed(link)
 
     # requests
 
@@ -176,6 +181,23 @@ class Server:
         else:
             link.fail(event.id, self._registry.fault(Overloaded(method=handler.name), ()))
 
+    def on_requests(self, link: Link, event: RequestsReceived) -> None:
+        """Run a plain handler for each; to all other handlers, and through a gate, they go one by one."""
+        handler = self._registry.handlers.get(event.method)
+        if (
+            handler is not None
+            and handler.plain
+            and (self._gate is None or self._gate.open)
+            and len(self._running) < self._launch.concurrency_running
+        ):
+            payloads = codec.decode_all(event.payload, handler.request)
+            if payloads is not None:
+                self._registry.served += len(event.ids)
+                self._rows.run(handler, link, event, payloads)
+                return
+        for one in requests_of(event, link):
+            self.on_request(link, one)
+
     def on_cancel(self, link: Link, ident: int) -> None:
         """Cancel the handler of a request that its caller no longer wants."""
         task = self._running.get((link, ident))
@@ -183,6 +205,7 @@ class Server:
             task.cancel()
         else:
             self._waiting.pop((link, ident), None)
+            self._rows.cancel(link, ident)
 
     def _call(self, handler: Handler, link: Link, event: RequestReceived) -> None:
         """Run a plain handler here and now; whatever is unusual about the request is left to `_start`."""
@@ -195,20 +218,21 @@ class Server:
         except InvalidPayload:
             self._start(handler, link, event)
             return
+        self._registry.served += 1
         token = current_deadline.set(deadline)
         handled = tracing.current.set(tracing.handled(link.peer, event))
         try:
             value = handler.function(payload)
         except asyncio.CancelledError:
-            self._cancelled_itself(handler, link, event.id)
+            self._answers.cancelled(handler, link, event.id)
             return
         except Exception as error:  # the boundary of the user's handler
-            self._failed(handler, link, event.id, error)
+            self._answers.failed(handler, link, event.id, error)
             return
         finally:
             current_deadline.reset(token)
             tracing.current.reset(handled)
-        self._reply(handler, link, event.id, value)
+        self._answers.reply(handler, link, event.id, value)
 
     def _start(self, handler: Handler, link: Link, event: RequestReceived) -> None:
         arguments = self._registry.arguments(handler, event, link.peer, self._loop.time())
@@ -227,11 +251,11 @@ class Server:
                 try:
                     value = handler.function(*arguments)
                 except asyncio.CancelledError:
-                    self._cancelled_itself(handler, link, event.id)
+                    self._answers.cancelled(handler, link, event.id)
                 except Exception as error:  # the boundary of the user's handler
-                    self._failed(handler, link, event.id, error)
+                    self._answers.failed(handler, link, event.id, error)
                 else:
-                    self._reply(handler, link, event.id, value)
+                    self._answers.reply(handler, link, event.id, value)
         finally:
             current_deadline.reset(token)
             tracing.current.reset(handled)
@@ -241,32 +265,14 @@ class Server:
             value = await handler.function(*arguments)
         except asyncio.CancelledError:
             # Either the caller gave up, and drops this, or the handler cancelled itself: never leave it unanswered.
-            self._cancelled_itself(handler, link, ident)
+            self._answers.cancelled(handler, link, ident)
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
         except Exception as error:  # the boundary of the user's handler
-            self._failed(handler, link, ident, error)
+            self._answers.failed(handler, link, ident, error)
         else:
-            self._reply(handler, link, ident, value)
-
-    def _cancelled_itself(self, handler: Handler, link: Link, ident: int) -> None:
-        link.fail(ident, self._registry.fault(RequestCancelled(method=handler.name), ()))
-
-    def _reply(self, handler: Handler, link: Link, ident: int, value: Any) -> None:
-        reply = self._registry.reply(handler, value)
-        if isinstance(reply, Fault):
-            link.fail(ident, reply)
-            return
-        try:
-            link.reply(ident, reply)
-        except FrameTooLarge as error:
-            link.fail(ident, self._registry.fault(error, ()))
-
-    def _failed(self, handler: Handler, link: Link, ident: int, error: Exception) -> None:
-        if not isinstance(error, handler.errors):
-            log.debug("handler of %s raised", handler.name, exc_info=error)
-        link.fail(ident, self._registry.failed(error, handler.errors))
+            self._answers.reply(handler, link, ident, value)
 
     def _finished(self, link: Link, ident: int) -> None:
         self._running.pop((link, ident), None)
@@ -369,6 +375,7 @@ class Server:
     async def drain(self, grace: float) -> None:
         """Wait at most `grace` seconds for running handlers and unsent answers, then cancel and close."""
         until = self._loop.time() + grace
+        await self._rows.finish(grace, self._identity.name)
         while (tasks := {*self._running.values(), *self._notifies, *self.streams.tasks}) and (
             left := until - self._loop.time()
         ) > 0:

@@ -14,13 +14,13 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
+from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, replies_of
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.drivers.inheritance import REASON, in_child
-from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import ConnectionLost, InvalidPayload, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.observe import traffic
 from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
@@ -39,8 +39,10 @@ from smartipc.ipc.protocol.events import (
     Opened,
     OpenReceived,
     PublishReceived,
+    RepliesReceived,
     ReplyReceived,
     RequestReceived,
+    RequestsReceived,
     StreamEvent,
     SubscribedReceived,
     SubscribeReceived,
@@ -72,7 +74,11 @@ _IOV = 512
 
 
 class Answer(Protocol):
-    """What `Link.post` sets the outcome in; as much of a future as that needs."""
+    """What `Link.post` sets the outcome in; as much of a future as that needs.
+
+    One that has `take_all(answers, payload)` is asked first to take a batch of replies as a whole, and returns whether
+    it did; `answers` may have None for calls that were given up, and other callers' answers.
+    """
 
     def done(self) -> bool:
         """Tell whether the outcome is set."""
@@ -246,6 +252,17 @@ class Link:
             self._arm()
         return ident
 
+    def post_all(self, method: str, payload: bytes | bytearray, answers: Sequence[Answer], *, timeout: float) -> range:
+        """Send several requests as `post` does, in one frame, see Connection.request_all; return their ids."""
+        self._require_open(method)
+        now = self._loop.time()
+        ids = self.connection.request_all(method, payload, len(answers), now, timeout=timeout)
+        self._futures.update(zip(ids, answers, strict=True))
+        self._push()
+        if self._timer is None or now + timeout < self._timer_at:
+            self._arm()
+        return ids
+
     def cancel(self, ident: int) -> None:
         """Give up a request that was begun; ignored when it has an answer."""
         if self._futures.pop(ident, None) is not None and not self.closed:
@@ -320,6 +337,12 @@ class Link:
         """
         if not self.closed:
             self.connection.reply(ident, payload)
+            self._push()
+
+    def reply_all(self, ids: range, payload: bytes | bytearray) -> None:
+        """Answer several requests that came together, see Requests.reply_all; ignored as reply is."""
+        if not self.closed:
+            self.connection.reply_all(ids, payload)
             self._push()
 
     def fail(self, ident: int, fault: Fault) -> None:
@@ -419,6 +442,10 @@ class Link:
                         future.set_result(event.payload)  # type: ignore[union-attr]
                 elif kind is RequestReceived:
                     host.on_request(self, event)  # type: ignore[arg-type]
+                elif kind is RepliesReceived:
+                    self._settle_all(event)  # type: ignore[arg-type]
+                elif kind is RequestsReceived:
+                    host.on_requests(self, event)  # type: ignore[arg-type]
                 else:
                     self._handle(event)
         finally:
@@ -429,6 +456,22 @@ class Link:
             self._wake_writers()
         if self.closed:
             self._release()
+
+    def _settle_all(self, event: RepliesReceived) -> None:
+        pop = self._futures.pop
+        answers = [pop(ident, None) for ident in event.ids]
+        take_all = getattr(answers[0], "take_all", None)
+        if take_all is not None and take_all(answers, event.payload):
+            return
+        payloads = replies_of(event)
+        if isinstance(payloads, InvalidPayload):
+            for answer in answers:
+                if answer is not None and not answer.done():
+                    answer.set_exception(payloads)
+            return
+        for answer, payload in zip(answers, payloads, strict=True):
+            if answer is not None and not answer.done():
+                answer.set_result(payload)
 
     def _handle(self, event: Event) -> None:
         match event:

@@ -16,7 +16,9 @@ from smartipc.ipc.protocol.events import (
     NotifiesReceived,
     NotifyReceived,
     OpenReceived,
+    RepliesReceived,
     RequestReceived,
+    RequestsReceived,
     StreamEvent,
     TopicEvent,
 )
@@ -36,6 +38,9 @@ class LinkHost(Protocol):
 
     def on_request(self, link: Any, event: RequestReceived) -> None:
         """Answer with link.reply or link.fail, now or later."""
+
+    def on_requests(self, link: Any, event: RequestsReceived) -> None:
+        """Several requests came in one frame: answer each as on_request says, or some in a row by link.reply_all."""
 
     def on_notify(self, link: Any, event: NotifyReceived) -> None:
         """A one-way message came."""
@@ -97,6 +102,11 @@ class QuietHost:
     def on_request(self, link: Any, event: RequestReceived) -> None:
         """Ignore it."""
 
+    def on_requests(self, link: Any, event: RequestsReceived) -> None:
+        """Take them apart."""
+        for one in requests_of(event, link):
+            self.on_request(link, one)
+
     def on_notify(self, link: Any, event: NotifyReceived) -> None:
         """Ignore it."""
 
@@ -140,6 +150,30 @@ def apart(event: NotifiesReceived | MessagesReceived, link: Any) -> list[bytes]:
     except InvalidPayload as error:
         log.warning("malformed batch of %s dropped: %s", link.peer.name if link.peer else "a peer", shown(error.reason))
         return []
+
+
+def requests_of(event: RequestsReceived, link: Any) -> list[RequestReceived]:
+    """Return the requests of a batch but for those withdrawn; if it is malformed, none, and each is answered so."""
+    try:
+        payloads = codec.pieces(event.payload)
+    except InvalidPayload as error:
+        wrong = InvalidPayload(error.path, f"a malformed batch: {error.reason}", method=event.method, processed="no")
+        for ident in event.ids:
+            link.fail(ident, fault_of(wrong))
+        return []
+    return [
+        RequestReceived(ident, event.method, payload, event.deadline, None, event.attempt, event.received_at)
+        for ident, payload in zip(event.ids, payloads, strict=False)  # there may be more, which were refused
+        if ident not in event.withdrawn
+    ]
+
+
+def replies_of(event: RepliesReceived) -> list[bytes] | InvalidPayload:
+    """Return the payloads of a batch of replies, or what is wrong with all of them."""
+    try:
+        return codec.pieces(event.payload)
+    except InvalidPayload as error:
+        return InvalidPayload(error.path, f"a malformed batch: {error.reason}", processed="yes")
 
 
 class RemoteFault(SmartIpcError):  # noqa: N818 - it carries a Fault

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault
+from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, replies_of
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.drivers.leading import Turns
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
@@ -48,8 +48,10 @@ from smartipc.ipc.protocol.events import (
     Opened,
     OpenReceived,
     PublishReceived,
+    RepliesReceived,
     ReplyReceived,
     RequestReceived,
+    RequestsReceived,
     StreamEvent,
     SubscribedReceived,
     SubscribeReceived,
@@ -605,6 +607,10 @@ class Link:
                     self._results[event.id] = event.payload
             case RequestReceived():
                 self._host.on_request(self, event)
+            case RepliesReceived():
+                self._settle_all(event)
+            case RequestsReceived():
+                self._host.on_requests(self, event)
             case MessageReceived():
                 self._host.on_message(self, event)
             case MessagesReceived():
@@ -637,6 +643,12 @@ class Link:
                 self._on_closed(event)
             case _:  # PongReceived: nobody pings here yet
                 pass
+
+    def _settle_all(self, event: RepliesReceived) -> None:
+        results, payloads = self._results, replies_of(event)
+        for index, ident in enumerate(event.ids):
+            if ident in results:
+                results[ident] = payloads[index] if isinstance(payloads, list) else payloads
 
     def _fail_call(self, ident: int, error: SmartIpcError) -> None:
         if ident in self._results:

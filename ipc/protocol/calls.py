@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from smartipc.ipc.wire.frames import ID_STEP
+
 
 class Calls:
     """Map of call id to deadline.
@@ -30,17 +32,26 @@ class Calls:
     def take(self) -> int:
         """Return the next id, for something that is no call."""
         ident = self._next
-        self._next = ident + 2
+        self._next = ident + ID_STEP
         return ident
 
     def add(self, deadline: float) -> int:
         """Register a call and return its id."""
         ident = self._next
-        self._next = ident + 2
+        self._next = ident + ID_STEP
         self.pending[ident] = deadline
         if self.earliest is None or deadline < self.earliest:
             self.earliest = deadline
         return ident
+
+    def add_all(self, deadline: float, count: int) -> range:
+        """Register several calls and return their ids."""
+        ids = range(self._next, self._next + ID_STEP * count, ID_STEP)
+        self._next = ids.stop
+        self.pending.update(dict.fromkeys(ids, deadline))
+        if self.earliest is None or deadline < self.earliest:
+            self.earliest = deadline
+        return ids
 
     def remove(self, ident: int) -> bool:
         """Forget a call; return whether it was waiting."""

@@ -43,6 +43,7 @@ from smartipc.ipc.protocol.events import (
     NotifiesReceived,
     NotifyReceived,
     Opened,
+    RepliesReceived,
     ReplyReceived,
 )
 from smartipc.ipc.protocol.greeting import Greeting
@@ -62,10 +63,12 @@ from smartipc.ipc.wire.frames import (
     FRAGMENTABLE,
     HEADER,
     HEADER_SIZE,
+    ID_STEP,
     RESERVED,
     Flag,
     Kind,
     frame,
+    ids_of,
 )
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
@@ -75,6 +78,7 @@ from smartipc.ipc.wire.text import shown
 _DRAINING = Fault(14, "ConnectionLost", "draining: no new calls", retryable=True, processed=0)
 _RESPONSE = int(Kind.RESPONSE)
 _REQUEST = int(Kind.REQUEST)
+_REQUEST_BATCH = int(Kind.REQUEST_BATCH)
 _NOTIFY = int(Kind.NOTIFY)
 _MSG = int(Kind.MSG)
 _MSG_BATCH = int(Kind.MSG_BATCH)
@@ -151,6 +155,8 @@ class Connection:
         self._requests = Requests(self._calls, self._out, self._parts, limits, self.tally)
         self.reply = self._requests.reply
         """Answer a request; see Requests.reply."""
+        self.reply_all = self._requests.reply_all
+        """Answer several at once; see Requests.reply_all."""
         self.fail = self._requests.fail
         """Answer a request with an error; see Requests.fail."""
         self._pings = Pings(self._out, limits)
@@ -197,7 +203,9 @@ class Connection:
             Kind.GOAWAY: self._on_goaway,
             Kind.FATAL: self._on_fatal,
             Kind.REQUEST: self._requests.on_request,
+            Kind.REQUEST_BATCH: self._requests.on_requests,
             Kind.RESPONSE: self._on_response,
+            Kind.RESPONSE_BATCH: self._on_responses,
             Kind.ERROR: self._on_error,
             Kind.CANCEL: self._requests.on_cancel,
             Kind.NOTIFY: self._on_notify,
@@ -385,11 +393,47 @@ class Connection:
         if not ident & SAMPLED:
             tally.timed = ident
             tally.timed_at = now
-        if self._out.add(_REQUEST, ident, head, payload):
+        out = self._out
+        large = (
+            out.join(_REQUEST, ident, head, payload, step=ID_STEP)
+            if headers is None
+            else out.add(_REQUEST, ident, head, payload)
+        )
+        if large:
             self._out.unwritten_bulk.add(ident)
         else:
             self._out.unwritten.add(ident)
         return ident
+
+    def request_all(self, method: str, payload: bytes | bytearray, count: int, now: float, *, timeout: float) -> range:
+        """Queue several requests as one frame and return their ids.
+
+        Args:
+            method: of all of them.
+            payload: a MessagePack array, with a 32-bit count, of at most MEMBERS payloads and a chunk.
+            count: how many those are.
+            now: monotonic seconds.
+            timeout: seconds from `now`, for each.
+
+        Only for peers that know the feature "call-batch", see `batching_calls`.
+
+        Raises:
+            FrameTooLarge: they are more than a chunk; nothing was queued.
+            LocalProtocolError: the connection is closed.
+        """
+        self._check(0)
+        if len(payload) > self.limits.chunk:
+            raise FrameTooLarge(len(payload), self.limits.chunk, "batch")
+        head = self._cached(method, max(1, int(timeout * 1000)), 1)
+        ids = self._calls.add_all(now + timeout, count)
+        self.tally.sent += count
+        sampled = ids[0] + (-(ids[0] & SAMPLED) & SAMPLED)
+        if sampled in ids:
+            self.tally.timed = sampled
+            self.tally.timed_at = now
+        self._out.add(_REQUEST_BATCH, ids[0], head, bytes(payload))
+        self._out.unwritten.update(ids)
+        return ids
 
     def notify(self, method: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
         """Queue a one-way message; notifies never overtake each other.
@@ -444,6 +488,11 @@ class Connection:
     def batching(self) -> bool:
         """Whether the peer takes batches of messages as large as a chunk."""
         return self._out.batching and self._message_limit >= self.limits.chunk
+
+    @property
+    def batching_calls(self) -> bool:
+        """Whether the peer takes batches of requests and replies as large as a chunk."""
+        return self._out.batching_calls and self._message_limit >= self.limits.chunk
 
     @property
     def batch_is_open(self) -> bool:
@@ -576,6 +625,7 @@ class Connection:
         self._known = _KNOWN.union(*(FEATURES.get(name, ()) for name in features))
         self.streams.negotiated = "streams" in self.features
         self._out.batching = "batch" in self.features
+        self._out.batching_calls = "call-batch" in self.features
         self.streams.message_limit = self._requests.message_limit = self._message_limit
         self.buffers.open(features)
         self._out.open()
@@ -601,6 +651,21 @@ class Connection:
             if ident == self.tally.timed:
                 self.tally.answered(now)
             events.append(ReplyReceived(ident, payload))
+
+    def _on_responses(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+        try:
+            ids = ids_of(ident, payload)
+        except ValueError as error:
+            raise RemoteProtocolError(str(error)) from error
+        if not self._calls.issued(ids[0]) or not self._calls.issued(ids[-1]):
+            raise RemoteProtocolError(f"answers to requests from {ident} on, which were never sent")
+        tally, pending = self.tally, self._calls.pending
+        if tally.timed in ids and tally.timed in pending:
+            tally.answered(now)
+        late = sum([pending.pop(one, None) is None for one in ids])
+        self.late_replies += late
+        if late < len(ids):
+            events.append(RepliesReceived(ids, payload))
 
     def _on_error(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         fault = heads.decode(payload, heads.Fault)
@@ -673,8 +738,14 @@ class Connection:
         self._out.control.append(frame(kind, ident, heads.encoder.encode(head)))
 
     def _withdraw(self, ident: int) -> None:
-        if self._out.drop(_REQUEST, ident):
-            self._out.control.append(frame(Kind.CANCEL, ident))
+        out = self._out
+        waits = ident in out.unwritten
+        if out.drop(_REQUEST, ident):
+            cancel = frame(Kind.CANCEL, ident)
+            if waits:  # in a batch, which the control lane would overtake
+                out.add_frame(cancel)
+            else:
+                out.control.append(cancel)
 
     def _fail(self, error: RemoteProtocolError | AuthenticationFailed, events: list[Event]) -> None:
         """Answer a broken peer with one FATAL frame and end."""

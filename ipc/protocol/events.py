@@ -29,6 +29,22 @@ class RequestReceived(msgspec.Struct, frozen=True):
     received_at: float
 
 
+class RequestsReceived(msgspec.Struct, frozen=True):
+    """Several calls to the same method, each to answer by itself, or those in a row by reply_all.
+
+    `payload` is a MessagePack array of theirs. It may have more members than `ids` has: those were refused already.
+    """
+
+    ids: range
+    method: str
+    payload: bytes
+    deadline: float | None
+    attempt: int
+    received_at: float
+    withdrawn: set[int] = msgspec.field(default_factory=set)
+    """Those of `ids` whose callers gave them up before anything was done about them; whoever waits adds to it."""
+
+
 class NotifyReceived(msgspec.Struct, frozen=True):
     """A one-way message."""
 
@@ -50,6 +66,16 @@ class ReplyReceived(msgspec.Struct, frozen=True, gc=False):
     """Our call succeeded."""
 
     id: int
+    payload: bytes
+
+
+class RepliesReceived(msgspec.Struct, frozen=True, gc=False):
+    """Several calls of ours succeeded; `payload` is a MessagePack array of as many replies, unless it is malformed.
+
+    Among `ids` may be calls that were given up meanwhile, whose replies are for nobody.
+    """
+
+    ids: range
     payload: bytes
 
 
@@ -212,9 +238,11 @@ class Closed(msgspec.Struct, frozen=True):
 Event: TypeAlias = (
     Opened
     | RequestReceived
+    | RequestsReceived
     | NotifyReceived
     | NotifiesReceived
     | ReplyReceived
+    | RepliesReceived
     | ErrorReceived
     | CallExpired
     | CancelReceived

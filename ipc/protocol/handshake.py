@@ -19,7 +19,7 @@ from smartipc.ipc.wire.text import shown
 MINOR = 0
 """Newest minor version that is spoken here; the oldest is 0."""
 
-FEATURES: tuple[str, ...] = ("streams", "batch")
+FEATURES: tuple[str, ...] = ("streams", "batch", "call-batch")
 """Optional parts of the protocol that every connection has; buffers add what the transport can, see buffers.features.
 """
 

@@ -1,8 +1,9 @@
 """What waits to be sent, in three lanes: control first, then whole frames, then pieces of large messages.
 
 Large payloads are cut here, at most `ACTIVE` of them interleaved; streams cut their own and take turns with them.
-Messages of one order key (a subscription, the notifies) never overtake each other. One-way messages that differ only
-in their payloads share a frame while they wait, once the peer takes such frames. No meaning of frames lives here.
+Messages of one order key (a subscription, the notifies) never overtake each other. Messages in a row that differ only
+in their payloads, and requests and replies whose ids follow each other, share a frame while they wait, once the peer
+takes such frames. No meaning of frames lives here.
 
 Messages with attachments are laid out when their first piece is due, because their way is known only after the
 handshake; until then they wait aside, and every large message behind them. Frames that carry descriptors are handed
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from smartipc.ipc.wire.attachments import Payload
-from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, BATCHES, HEADER, HEADER_SIZE, Flag, frame
+from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, BATCHES, HEADER, HEADER_SIZE, MEMBERS, Flag, frame
 
 _OVERHEAD = 128
 """Bytes that a frame costs besides its payload."""
@@ -125,8 +126,8 @@ class Outbox:
     """Frames to send. `unwritten` holds the ids of requests of which nothing has been handed out yet."""
 
     __slots__ = (
-        "_aside", "_chunk", "_closed", "_keys", "_kin", "_lone", "_start", "batch", "batching", "bulk", "control",
-        "count", "late", "normal", "opened", "unwritten", "unwritten_bulk",
+        "_aside", "_chunk", "_closed", "_keys", "_kin", "_lone", "_start", "batch", "batching", "batching_calls",
+        "bulk", "control", "count", "late", "normal", "opened", "unwritten", "unwritten_bulk",
     )  # fmt: skip
 
     def __init__(self, chunk: int) -> None:
@@ -134,7 +135,9 @@ class Outbox:
         self.normal: list[bytes | bytearray] = []
         self._closed = 0
         self.batching = False
-        """Whether the peer takes batches."""
+        """Whether the peer takes batches of one-way messages."""
+        self.batching_calls = False
+        """Whether it takes those of requests and replies."""
         self.batch: bytearray | None = None
         """The last frame of `normal` while messages may still join it; whoever appends one himself adds to `count`."""
         self.count = 0
@@ -193,20 +196,28 @@ class Outbox:
         self._add_bulk(_Bulk(kind, ident, head, payload, self._chunk, key))
         return True
 
-    def join(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object) -> None:
-        """Queue a one-way message: in one frame with those before it that differ from it only in their payloads."""
-        kin = (kind, ident, head)
+    def join(self, kind: int, ident: int, head: bytes, payload: bytes, *, key: object = None, step: int = 0) -> bool:
+        """Queue a message: in one frame with those before it that differ from it only in their payloads.
+
+        With `step` their ids rise by it, which makes them calls. Return whether it went to the lane of large ones.
+        """
+        kin = self._kin
         batch = self.batch
-        size = len(payload) + len(self._lone if batch is None else batch)
-        if kin != self._kin or size > self._chunk or type(payload) is Payload:
+        if (
+            kin is None
+            or kin != (kind, ident, head)
+            or len(payload) + len(self._lone if batch is None else batch) > self._chunk
+            or type(payload) is Payload
+            or (step and batch is not None and self.count >= MEMBERS)
+        ):
             large = self.add(kind, ident, head, payload, key=key)
-            if self.batching and not large:
-                self._kin = kin
+            if not large and (self.batching_calls if step else self.batching):
+                self._kin = (kind, ident + step, head)
                 self._lone = payload
-            return
+            return large
         if batch is None:
             self.normal.pop()
-            batch = self.batch = bytearray(HEADER.pack(0, BATCHES[kind], 0, len(head), ident))
+            batch = self.batch = bytearray(HEADER.pack(0, BATCHES[kind], 0, len(head), ident - step))
             batch += head
             batch += ARRAY.pack(ARRAY_MARK, 0)
             self._start = len(batch)
@@ -214,8 +225,11 @@ class Outbox:
             batch += self._lone
             self.normal.append(batch)
             self.count = 1
+        if step:
+            self._kin = (kind, ident + step, head)
         batch += payload
         self.count += 1
+        return False
 
     def _add_bulk(self, bulk: _Bulk) -> None:
         if self._aside or (not self.opened and not bulk.plain):
@@ -250,14 +264,18 @@ class Outbox:
         ARRAY.pack_into(batch, HEADER_SIZE + head_size, ARRAY_MARK, self.count)
 
     def drop(self, kind: int, ident: int) -> bool:
-        """Forget a message, or the rest of a large one; return whether any of it had been handed out."""
+        """Forget a message, or the rest of a large one; return whether its receiver hears of it nevertheless.
+
+        That is so when any of it has been handed out, and when it waits in a batch.
+        """
         if ident in self.unwritten:
             self.unwritten.discard(ident)
-            at = next(
-                index for index, queued in enumerate(self.normal) if HEADER.unpack_from(queued)[1::3] == (kind, ident)
-            )
-            del self.normal[at]
-            return False
+            for index, queued in enumerate(self.normal):
+                if HEADER.unpack_from(queued)[1::3] == (kind, ident):
+                    self._kin = None
+                    del self.normal[index]
+                    return False
+            return True
         for lane in (self.bulk, self._aside):
             for bulk in lane:
                 if isinstance(bulk, _Bulk) and bulk.kind == kind and bulk.ident == ident:

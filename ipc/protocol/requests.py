@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from smartipc.ipc.errors import FrameTooLarge, RemoteProtocolError
 from smartipc.ipc.protocol.calls import Calls
-from smartipc.ipc.protocol.events import CancelReceived, Event, RequestReceived
+from smartipc.ipc.protocol.events import CancelReceived, Event, RequestReceived, RequestsReceived
 from smartipc.ipc.protocol.outbox import Outbox
 from smartipc.ipc.protocol.reassembly import Reassembly
 from smartipc.ipc.protocol.tally import Tally
-from smartipc.ipc.wire import heads
-from smartipc.ipc.wire.frames import Kind, frame
+from smartipc.ipc.wire import codec, heads
+from smartipc.ipc.wire.frames import ID_STEP, Kind, frame, ids_of
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
 
 _OVERLOADED = Fault(8, "Overloaded", "too many requests in flight", retryable=True, processed=0)
 _REQUEST = int(Kind.REQUEST)
 _RESPONSE = int(Kind.RESPONSE)
+_RESPONSE_BATCH = int(Kind.RESPONSE_BATCH)
 _LOOK_BACK = 256
 """Events of one read among which a cancelled request is looked for, so that a flood of both costs no square."""
 _CACHE = 1024
@@ -69,13 +70,7 @@ class Requests:
         if self._calls.owns(ident) or ident in self.serving or ident == 0:
             raise RemoteProtocolError(f"request id {ident} is not the peer's to use")
         self._tally.received += 1
-        fields = self.heads.get(head)
-        if fields is None:
-            fields = heads.decode(head, heads.RequestHead)
-            if fields.headers is None and len(head) <= _CACHED_HEAD:
-                if len(self.heads) >= _CACHE:
-                    self.heads.clear()
-                self.heads[head] = fields
+        fields = self.heads.get(head) or self._decoded(head)
         limits = self._limits
         refuse = self.refuse or (_OVERLOADED if len(self.serving) >= limits.inflight else None)
         if len(payload) > limits.chunk and refuse is None:
@@ -91,6 +86,35 @@ class Requests:
         deadline = now + fields.timeout_ms / 1000 if fields.timeout_ms > 0 else None
         events.append(RequestReceived(ident, fields.method, payload, deadline, fields.headers, fields.attempt, now))
 
+    def on_requests(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
+        """Take several requests, or refuse unprocessed those of them for which there is no room."""
+        try:
+            ids = ids_of(ident, payload)
+        except ValueError as error:
+            raise RemoteProtocolError(str(error)) from error
+        if self._calls.owns(ident) or ident == 0 or not self.serving.isdisjoint(ids):
+            raise RemoteProtocolError(f"request ids from {ident} on are not the peer's to use")
+        fields = self.heads.get(head) or self._decoded(head)
+        if fields.headers is not None:
+            raise RemoteProtocolError("a batch of requests with headers")
+        self._tally.received += len(ids)
+        room = self._limits.inflight - len(self.serving) if self.refuse is None else 0
+        for refused in ids[max(0, room) :]:
+            self._answer_fault(refused, self.refuse or _OVERLOADED)
+        ids = ids[: max(0, room)]
+        if ids:
+            self.serving.update(ids)
+            deadline = now + fields.timeout_ms / 1000 if fields.timeout_ms > 0 else None
+            events.append(RequestsReceived(ids, fields.method, payload, deadline, fields.attempt, now))
+
+    def _decoded(self, head: bytes) -> heads.RequestHead:
+        fields = heads.decode(head, heads.RequestHead)
+        if fields.headers is None and len(head) <= _CACHED_HEAD:
+            if len(self.heads) >= _CACHE:
+                self.heads.clear()
+            self.heads[head] = fields
+        return fields
+
     def on_cancel(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
         """Forget a request; one that came in the same read is never told."""
         self._parts.drop(_REQUEST, ident)
@@ -101,6 +125,9 @@ class Requests:
                 event = events[index]
                 if isinstance(event, RequestReceived) and event.id == ident:
                     del events[index]  # read together: a handler that was kept from running must not start now
+                    return
+                if isinstance(event, RequestsReceived) and ident in event.ids:
+                    event.withdrawn.add(ident)
                     return
             events.append(CancelReceived(ident))
 
@@ -116,7 +143,22 @@ class Requests:
             self.serving.discard(ident)
             if self.heavy:
                 self._lighten(ident)
-            self._out.add(_RESPONSE, ident, b"", payload)
+            self._out.join(_RESPONSE, ident, b"", payload, step=ID_STEP)
+
+    def reply_all(self, ids: range, payload: bytes | bytearray) -> None:
+        """Answer several requests in a row, at most MEMBERS; `payload` is a MessagePack array with a 32-bit count.
+
+        Those that were cancelled are left out. Only for peers that know the feature "call-batch".
+
+        Raises:
+            FrameTooLarge: as reply; those before are answered. Never for a payload of at most a chunk.
+        """
+        if self.serving.issuperset(ids) and len(payload) <= self._limits.chunk:
+            self.serving.difference_update(ids)
+            self._out.add(_RESPONSE_BATCH, ids[0], b"", bytes(payload))
+        else:
+            for ident, one in zip(ids, codec.pieces(bytes(payload)), strict=True):
+                self.reply(ident, one)
 
     def fail(self, ident: int, fault: Fault) -> None:
         """Answer a request with an error; ignored as reply is."""

@@ -37,6 +37,8 @@ class Kind(IntEnum):
     CANCEL = 0x13
     NOTIFY = 0x15
     NOTIFY_BATCH = 0x16
+    REQUEST_BATCH = 0x17
+    RESPONSE_BATCH = 0x18
     OPEN = 0x20
     DATA = 0x21
     CREDIT = 0x22
@@ -72,6 +74,7 @@ but is put together by the streams, which count its pieces against their windows
 FEATURES: dict[str, frozenset[Kind]] = {
     "streams": frozenset({Kind.OPEN, Kind.DATA, Kind.CREDIT, Kind.STOP, Kind.RESET}),
     "batch": frozenset({Kind.NOTIFY_BATCH, Kind.MSG_BATCH}),
+    "call-batch": frozenset({Kind.REQUEST_BATCH, Kind.RESPONSE_BATCH}),
     "buffers": frozenset(),
     "memfd": frozenset({Kind.FDS, Kind.FD_ACK, Kind.BUFFER_RETIRE}),
     "leases": frozenset({Kind.BUFFER_RELEASE}),
@@ -89,6 +92,8 @@ RESERVED = frozenset(
         Kind.RESET,
         Kind.NOTIFY_BATCH,
         Kind.MSG_BATCH,
+        Kind.REQUEST_BATCH,
+        Kind.RESPONSE_BATCH,
         Kind.FDS,
         Kind.SUB,
         Kind.SUB_OK,
@@ -112,5 +117,30 @@ ARRAY = struct.Struct(">BI")
 
 ARRAY_MARK = 0xDD
 
-BATCHES: dict[int, int] = {Kind.NOTIFY: Kind.NOTIFY_BATCH, Kind.MSG: Kind.MSG_BATCH}
-"""Kinds of which several that differ only in their payloads may share one frame, as a MessagePack array of these."""
+BATCHES: dict[int, int] = {
+    Kind.NOTIFY: Kind.NOTIFY_BATCH,
+    Kind.MSG: Kind.MSG_BATCH,
+    Kind.REQUEST: Kind.REQUEST_BATCH,
+    Kind.RESPONSE: Kind.RESPONSE_BATCH,
+}
+"""Kinds of which several that differ only in their payloads may share one frame, as a MessagePack array of these.
+The id of a batch of requests or responses is the first one's; the others' follow it in steps of ID_STEP."""
+
+ID_STEP = 2
+"""From one id of a side to its next."""
+
+MEMBERS = 1024
+"""Most requests or responses in one frame, so that none of them makes a receiver answer with far more than it is."""
+
+
+def ids_of(first: int, batch: bytes) -> range:
+    """Return the ids of the members of a batch of requests or responses.
+
+    Raises:
+        ValueError: it does not begin as one, has no members or too many, or ids that do not fit a header.
+    """
+    mark, count = ARRAY.unpack_from(batch) if len(batch) >= ARRAY.size else (0, 0)
+    ids = range(first, first + ID_STEP * count, ID_STEP)
+    if mark != ARRAY_MARK or not 0 < count <= MEMBERS or ids[-1] >= 1 << 64:
+        raise ValueError(f"a batch of {count} members from {first}")
+    return ids

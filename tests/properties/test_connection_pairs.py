@@ -24,8 +24,10 @@ from smartipc.ipc.protocol.events import (
     GoodbyeReceived,
     Opened,
     OpenReceived,
+    RepliesReceived,
     ReplyReceived,
     RequestReceived,
+    RequestsReceived,
     StreamAccepted,
     StreamEnded,
     StreamEvent,
@@ -34,6 +36,8 @@ from smartipc.ipc.protocol.events import (
     StreamStopped,
 )
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, ID_STEP
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
 
@@ -127,8 +131,16 @@ class ConnectionPair(RuleBasedStateMachine):
                 case RequestReceived():
                     assert event.id not in side.serving
                     side.serving[event.id] = event.payload
+                case RequestsReceived():
+                    for ident, payload in zip(event.ids, codec.pieces(event.payload), strict=False):
+                        if ident not in event.withdrawn:
+                            assert ident not in side.serving
+                            side.serving[ident] = payload
                 case ReplyReceived():
                     assert side.calls.pop(event.id) == event.payload, "another call's answer"
+                case RepliesReceived():
+                    for ident, payload in zip(event.ids, codec.pieces(event.payload), strict=True):
+                        assert side.calls.pop(ident, payload) == payload, "another call's answer"
                 case ErrorReceived() | CallExpired():
                     del side.calls[event.id]
                 case CancelReceived():
@@ -200,8 +212,38 @@ class ConnectionPair(RuleBasedStateMachine):
     def request(self, which: int, size: int) -> None:
         side = self.sides[which]
         if not side.closed:
-            payload = self.fresh(size)
+            payload = codec.encode(self.fresh(size))
             side.calls[side.connection.request("w.m", payload, self.now, timeout=10.0)] = payload
+
+    @rule(which=SIDES, sizes=st.lists(st.integers(0, 8), min_size=1, max_size=6), together=st.booleans())
+    def request_some(self, which: int, sizes: list[int], together: bool) -> None:
+        side = self.sides[which]
+        if side.closed:
+            return
+        payloads = [codec.encode(self.fresh(size)) for size in sizes]
+        array = ARRAY.pack(ARRAY_MARK, len(payloads)) + b"".join(payloads)
+        if together and side.connection.features and len(array) <= LIMITS.chunk:
+            ids = side.connection.request_all("w.m", array, len(payloads), self.now, timeout=10.0)
+        else:
+            ids = [side.connection.request("w.m", one, self.now, timeout=10.0) for one in payloads]
+        side.calls.update(zip(ids, payloads, strict=True))
+
+    @rule(which=SIDES, pick=st.integers(0, 10))
+    def answer_a_row(self, which: int, pick: int) -> None:
+        """Answer requests whose ids follow each other in one frame, or one by one in a turn."""
+        side = self.sides[which]
+        if not side.serving or side.closed:
+            return
+        first = sorted(side.serving)[pick % len(side.serving)]
+        ids = range(first, first + ID_STEP, ID_STEP)
+        while ids.stop in side.serving:
+            ids = range(first, ids.stop + ID_STEP, ID_STEP)
+        payloads = [side.serving.pop(one) for one in ids]
+        if pick % 2:
+            side.connection.reply_all(ids, ARRAY.pack(ARRAY_MARK, len(ids)) + b"".join(payloads))
+        else:
+            for ident, payload in zip(ids, payloads, strict=True):
+                side.connection.reply(ident, payload)
 
     @rule(which=SIDES, pick=st.integers(0, 10), fails=st.booleans())
     def answer(self, which: int, pick: int, fails: bool) -> None:

@@ -175,7 +175,7 @@ def test_a_reply_that_crosses_the_cancel_is_dropped_and_counted() -> None:
 
 def test_a_request_that_is_read_together_with_its_cancel_is_never_seen() -> None:
     client, server = pair()
-    first, second = (client.request("w.m", b"", 0, timeout=1) for _ in range(2))
+    first, second = (client.request(f"w.{name}", b"", 0, timeout=1) for name in "mn")
     data = b"".join(client.data_to_send())
     client.cancel(second)
     data += b"".join(client.data_to_send())
@@ -494,7 +494,7 @@ def test_ignorable_frames_are_skipped_and_counted() -> None:
 
 def test_too_many_requests_in_flight_are_refused() -> None:
     client, server = pair(Limits(inflight=2))
-    idents = [client.request("w.m", b"", 0, timeout=1) for _ in range(3)]
+    idents = [client.request(f"w.m{number}", b"", 0, timeout=1) for number in range(3)]
     assert len(move(client, server)) == 2
     (event,) = move(server, client)
     assert isinstance(event, ErrorReceived)

@@ -16,7 +16,7 @@ import pytest
 
 from smartipc.ipc.protocol.auth import Auth
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import CancelReceived, Closed, Event, Opened, RequestReceived
+from smartipc.ipc.protocol.events import CancelReceived, Closed, Event, Opened, RequestReceived, RequestsReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.wire import codec, heads
@@ -31,7 +31,7 @@ FIELDS = [0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFF
 
 HEADS: dict[Kind, msgspec.Struct] = {
     Kind.HELLO: heads.Hello(0, 0, sorted(FEATURES), "evil", 1, 1, "", 1 << 24),
-    Kind.WELCOME: heads.Welcome(0, ["streams", "batch"], "evil", 1, 1, "", 1 << 24),
+    Kind.WELCOME: heads.Welcome(0, ["streams", "batch", "call-batch"], "evil", 1, 1, "", 1 << 24),
     Kind.AUTH: heads.Proof(b"x" * 32),
     Kind.AUTH_OK: heads.Proof(b"x" * 32),
     Kind.REJECT: heads.Reject("no"),
@@ -40,6 +40,7 @@ HEADS: dict[Kind, msgspec.Struct] = {
     Kind.GOAWAY: heads.Reason("bye"),
     Kind.FATAL: heads.Reason("bye"),
     Kind.REQUEST: heads.RequestHead("a.b", 1000),
+    Kind.REQUEST_BATCH: heads.RequestHead("a.b", 1000),
     Kind.NOTIFY: heads.RequestHead("a.b"),
     Kind.OPEN: heads.OpenHead("a.b", True, 1 << 18, 1024),
     Kind.CREDIT: heads.CreditHead(1 << 18, 1024),
@@ -51,6 +52,8 @@ HEADS: dict[Kind, msgspec.Struct] = {
 PAYLOADS: dict[Kind, bytes] = {
     Kind.ERROR: heads.encoder.encode(heads.Fault(2, "x", "y")),
     Kind.RESET: heads.encoder.encode(heads.Fault(2, "x", "y")),
+    Kind.REQUEST_BATCH: b"\xdd\x00\x00\x00\x02\xc0\xc0",
+    Kind.RESPONSE_BATCH: b"\xdd\x00\x00\x00\x02\xc0\xc0",
 }
 
 
@@ -256,6 +259,9 @@ def growth(victim: Victim, data: list[bytes], *, reading: bool) -> int:
             for event in connection.receive_data(one, victim.now):
                 if isinstance(event, RequestReceived):
                     connection.reply(event.id, b"r" * 100)
+                elif isinstance(event, RequestsReceived):
+                    for ident in event.ids:
+                        connection.reply(ident, b"r" * 100)
             if reading:
                 victim.listen()
         return tracemalloc.get_traced_memory()[0] - before

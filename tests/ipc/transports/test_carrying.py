@@ -22,6 +22,7 @@ from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.transports.base import IpcTransport, Listener, Stream
 from smartipc.ipc.transports.child import ChildProcessTransport
 from smartipc.ipc.transports.factory import transport_for
+from smartipc.ipc.wire import codec
 
 KINDS = ["unix", "abstract", "ipc", "pipe", "pipe by name", "tcp", "tcp6", "tls", "fd"]
 
@@ -95,7 +96,7 @@ class Echo(QuietHost):
         self.closed = event
 
 
-PAYLOADS = [b"", b"small", b"x" * 65536, os.urandom(3 * 1024 * 1024 + 7)]
+PAYLOADS = [codec.encode(one) for one in (b"", b"small", b"x" * 65536, os.urandom(3 * 1024 * 1024 + 7))]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,9 @@ from smartipc.ipc.protocol.events import (
     NotifyReceived,
     Opened,
     OpenReceived,
+    RepliesReceived,
     RequestReceived,
+    RequestsReceived,
     StreamAccepted,
     StreamEnded,
     StreamFailed,
@@ -88,6 +90,12 @@ HEADS = {
         heads.MessageHead("index.progress"),
         ARRAY.pack(ARRAY_MARK, 2) + codec.encode({"done": 1}) + codec.encode({"done": 2}),
     ),
+    "request batch": (
+        Kind.REQUEST_BATCH,
+        1,
+        heads.RequestHead("a.double", 30000),
+        ARRAY.pack(ARRAY_MARK, 2) + codec.encode(7) + codec.encode(8),
+    ),
     "gap": (Kind.MSG, 5, heads.MessageHead("", sequence=43), b""),
     "message, relayed": (
         Kind.MSG,
@@ -134,6 +142,9 @@ def test_headless_frames() -> None:
     assert VECTORS["response"] == frame(Kind.RESPONSE, 1, b"", codec.encode([1, 2.5, "text", None, True]))
     assert VECTORS["unsubscribe"] == frame(Kind.UNSUB, 5)
     assert VECTORS["cancel"] == frame(Kind.CANCEL, 3)
+    assert VECTORS["response batch"] == frame(
+        Kind.RESPONSE_BATCH, 1, b"", ARRAY.pack(ARRAY_MARK, 2) + codec.encode(14) + codec.encode(16)
+    )
     fault = heads.Fault(8, "Overloaded", "a.b refused: overloaded", True, 0, 0, "a:0")
     assert VECTORS["error"] == frame(Kind.ERROR, 3, b"", heads.encoder.encode(fault))
     assert heads.decode(VECTORS["error"][HEADER.size :], heads.Fault) == fault
@@ -206,6 +217,28 @@ def test_a_connection_writes_and_understands_batches() -> None:
     assert isinstance(messages, MessagesReceived)
     assert codec.decode_all(notifies.payload, int) == [7, 8]
     assert codec.pieces(messages.payload) == [codec.encode({"done": 1}), codec.encode({"done": 2})]
+
+
+def test_a_connection_writes_and_understands_batches_of_calls() -> None:
+    client, server = Connection("client", Identity()), Connection("server", Identity())
+    client.start(0.0)
+    server.start(0.0)
+    server.receive_data(b"".join(client.data_to_send()), 0.0)
+    client.receive_data(b"".join(server.data_to_send()), 0.0)
+    for number in (7, 8):
+        client.request("a.double", codec.encode(number), 0.0, timeout=30.0)
+    data = b"".join(client.data_to_send())
+    assert data == VECTORS["request batch"]
+    (requests,) = server.receive_data(data, 0.0)
+    assert isinstance(requests, RequestsReceived)
+    assert (list(requests.ids), requests.method, requests.deadline) == ([1, 3], "a.double", 30.0)
+    for ident, value in zip(requests.ids, codec.pieces(requests.payload), strict=True):
+        server.reply(ident, codec.encode(codec.decode(value, int) * 2))
+    data = b"".join(server.data_to_send())
+    assert data == VECTORS["response batch"]
+    (replies,) = client.receive_data(data, 0.0)
+    assert isinstance(replies, RepliesReceived)
+    assert (list(replies.ids), codec.decode_all(replies.payload, int)) == ([1, 3], [14, 16])
 
 
 def test_fields_of_a_newer_peer_are_ignored_and_of_an_older_one_defaulted() -> None:
