@@ -42,6 +42,8 @@ class Handler:
     """A `def` that takes only the payload: it can be called where the request was read."""
     idempotent: bool = False
     """A one-way message whose handler failed is given to it again."""
+    decode: Callable[[bytes], Any] = msgspec.msgpack.decode
+    """Turns a small payload into the request, or raises: then codec.decode knows what is wrong with it."""
 
 
 class Registry:
@@ -97,11 +99,11 @@ class Registry:
             request, reply, errors = _first(function), Any, ()
         if isinstance(contract, Method):
             signatures.check(contract, function, place_of(function))
-        codec.decoder_for(request)
+        decode = codec.decoder_for(request).decode
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         plain = not wants_message and not is_async
         safe = isinstance(contract, Method) and contract.idempotent
-        handler = Handler(name, function, request, reply, wants_message, is_async, tuple(errors), plain, safe)
+        handler = Handler(name, function, request, reply, wants_message, is_async, tuple(errors), plain, safe, decode)
         self.handlers[name] = handler
         return handler
 

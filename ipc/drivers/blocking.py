@@ -29,7 +29,7 @@ from typing import TypeVar
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, replies_of
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.drivers.leading import Turns
-from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.observe import traffic
 from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
@@ -178,58 +178,66 @@ class Link:
 
         Whatever else happens is left to `finish`.
         """
+        turns = self._turns
         if (
             headers is not None
             or timeout < _LONGEST_WAIT
             or self._receive_timeout != _LONGEST_WAIT
             or self._events
-            or not self._turns.lead()
+            or self._pid != os.getpid()
+            or not turns.reading.acquire(False)
         ):
             return self.call(method, payload, timeout=timeout, headers=headers)
+        ident, whole, answer = 0, False, None
         try:
-            answer = self._ask(method, payload, timeout)
-        except SmartIpcError:
+            now = time.monotonic()
+            with self._lock:
+                if not (self._unsent or self._buffers_due):
+                    begun = self._straight.request(method, payload, now, timeout)
+                    if begun is not None:
+                        ident, piece = begun
+                        self._results[ident] = _PENDING
+                        whole = self._write(piece)
+            if whole:
+                answer = self._read_answer(ident)
+        except FrameTooLarge:
             raise
         except BaseException:
             self.abandon()
             raise
         finally:
-            self._turns.leave()
-        return self.finish(answer) if type(answer) is int else answer  # type: ignore[return-value]
-
-    def _ask(self, method: str, payload: bytes, timeout: float) -> bytes | int:
-        """Send a request and read once as the leader; return the answer, else the id for `finish`.
-
-        Reads for as long as the socket's timeout says; timers are left to whoever reads next.
-        """
-        self._require_open(method)
-        now = time.monotonic()
-        with self._lock:
-            begun = None if self._unsent or self._buffers_due else self._straight.request(method, payload, now, timeout)
-            if begun is not None:
-                self._results[begun[0]] = _PENDING
-                self._write(begun[1])
-        ident = begun[0] if begun is not None else self.begin(method, payload, timeout=timeout)
-        if begun is not None and self.broken:
+            turns.reading.release()
+            if turns.followers or turns.watchers:
+                turns.announce()
+        if answer is not None:
+            return answer
+        if not ident:
+            return self.call(method, payload, timeout=timeout)
+        if self.broken:
             self._refused(ident, method)
-        if self._results[ident] is not _PENDING or self.stuck or self.closed:
-            return ident
+        return self.finish(ident)
+
+    def _read_answer(self, ident: int) -> bytes | None:
+        """Read once, for as long as the socket's timeout says; if that is not the answer, leave it to be dispatched.
+
+        Timers are left to whoever reads next.
+        """
         try:
             data = self._recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
-            return ident
+            return None
         except OSError as error:
             with self._lock:
                 self._events.extend(self.connection.close(error.strerror or str(error)))
-            return ident
+            return None
         now = time.monotonic()
         with self._lock:
             answer = self._straight.answered(ident, data, now)
-        if answer is None:
-            self._events.extend(self._taken(data, now))
-            return ident
-        del self._results[ident]
-        return answer
+            if answer is not None:
+                del self._results[ident]
+                return answer
+        self._events.extend(self._taken(data, now))
+        return None
 
     def begin(
         self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
@@ -357,14 +365,7 @@ class Link:
         """
         try:
             with self._lock:
-                if self.closed:
-                    return
-                piece = self._straight.reply(ident, payload) if flush and not self._unsent else None
-                if piece is not None:
-                    self._write(piece)
-                    if self._buffers_due:
-                        self._send_some()
-                else:
+                if not self.closed:
                     self.connection.reply(ident, payload)
                     if flush:
                         self._send_some()
@@ -373,6 +374,21 @@ class Link:
         except BaseException:
             self.abandon()
             raise
+
+    def answer(self, ident: int, payload: bytes) -> bool:
+        """Answer a request as `reply` does, if that is all there is to say; else do nothing and return False."""
+        try:
+            with self._lock:
+                if self._unsent or self._buffers_due:
+                    return False
+                piece = self._straight.reply(ident, payload)
+                if piece is None:
+                    return False
+                self._write(piece)
+        except BaseException:
+            self.abandon()
+            raise
+        return True
 
     def fail(self, ident: int, fault: Fault) -> None:
         """Answer a request with an error; ignored, and never waits, as reply."""
@@ -491,26 +507,27 @@ class Link:
 
     def hear(self) -> Asked | None:
         """Read once without waiting, as `pump(0)`; but a plain request that came alone is returned, not dispatched."""
-        if self._conduit is not None or self._events or self.stuck or self.closed or not self._turns.lead():
-            self.pump(0)
-            return None
-        try:
+        turns = self._turns
+        asked = None
+        if self._conduit is None and not self._events and turns.reading.acquire(False):
             try:
                 data = self._recv(READ_SIZE, socket.MSG_DONTWAIT)
+                now = time.monotonic()
+                with self._lock:
+                    asked = self._straight.requested(data, now)
+                if asked is None:
+                    self._events.extend(self._taken(data, now))
             except OSError:
-                self._read(0)  # where what it means is known
-                return None
-            now = time.monotonic()
-            with self._lock:
-                asked = self._straight.requested(data, now)
-            if asked is None:
-                self._events.extend(self._taken(data, now))
-                self._dispatch()
-        except BaseException:
-            self.abandon()
-            raise
-        finally:
-            self._turns.leave()
+                pass  # it will be met again by who knows what it means
+            except BaseException:
+                self.abandon()
+                raise
+            finally:
+                turns.reading.release()
+                if turns.followers or turns.watchers:
+                    turns.announce()
+        if asked is None:
+            self.pump(0)
         return asked
 
     def _read(self, longest: float) -> None:
@@ -727,18 +744,20 @@ class Link:
             if flow is not None:
                 flow.on_writable()
 
-    def _write(self, piece: bytes) -> None:
-        """Write a whole frame that goes before everything; call under the lock, with nothing unsent."""
+    def _write(self, piece: bytes) -> bool:
+        """Write a frame; call under the lock, with nothing unsent. Return whether all of it is out."""
         try:
             sent = self._sock.send(piece, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             self.broken = True  # the reader finds out what happened, and what the peer still said
-            return
-        if sent != len(piece):
-            self._unsent.append(memoryview(piece)[sent:])
-            self.stuck = True
+            return False
+        if sent == len(piece):
+            return True
+        self._unsent.append(memoryview(piece)[sent:])
+        self.stuck = True
+        return False
 
     def _send_at_once(self) -> bool:
         connection, unsent = self.connection, self._unsent

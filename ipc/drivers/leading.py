@@ -12,29 +12,32 @@ from collections.abc import Callable
 class Turns:
     """The turns of one link."""
 
-    __slots__ = ("_changed", "_depth", "_reader", "_reading", "followers", "watchers")
+    __slots__ = ("_changed", "_depth", "followers", "reader", "reading", "watchers")
 
     def __init__(self) -> None:
         self.followers = 0
         """Threads that sleep in `follow`."""
         self.watchers: dict[int, Callable[[], None]] = {}
         """By thread: called when another thread has read for it; for threads that poll several links."""
-        self._reading = threading.Lock()
-        self._reader = 0
+        self.reading = threading.Lock()
+        """Held by the thread that reads. Who takes it by itself, for one read in which nothing is dispatched, need not
+        say who it is; see `leave` for what comes after releasing it."""
+        self.reader = 0
+        """The thread that leads and may dispatch; 0 for none."""
         self._depth = 0
         self._changed = threading.Condition(threading.Lock())
 
     def __repr__(self) -> str:
-        return f"<Turns {'taken' if self._reading.locked() else 'free'}, {self.followers} follow>"
+        return f"<Turns {'taken' if self.reading.locked() else 'free'}, {self.followers} follow>"
 
     def lead(self) -> bool:
         """Become the one thread that reads, if nobody is. Whoever dispatches may do so again, from a host's method."""
-        if self._reader == threading.get_ident():
+        if self.reader == threading.get_ident():
             self._depth += 1
             return True
-        if not self._reading.acquire(blocking=False):
+        if not self.reading.acquire(blocking=False):
             return False
-        self._reader = threading.get_ident()
+        self.reader = threading.get_ident()
         return True
 
     def leave(self) -> None:
@@ -42,8 +45,8 @@ class Turns:
         if self._depth:
             self._depth -= 1
             return
-        self._reader = 0
-        self._reading.release()
+        self.reader = 0
+        self.reading.release()
         if self.followers or self.watchers:
             self.announce()
 
@@ -56,7 +59,7 @@ class Turns:
         with self._changed:
             self.followers += 1
             try:
-                if self._reading.locked() and wanted():
+                if self.reading.locked() and wanted():
                     self._changed.wait(timeout)
             finally:
                 self.followers -= 1

@@ -44,8 +44,8 @@ class Straight:
     """
 
     __slots__ = (
-        "_buffers", "_calls", "_halves", "_head", "_head_of", "_heads", "_in", "_limits", "_method",
-        "_out", "_requests", "_serving", "_tally", "_timeout", "open", "received",
+        "_batches", "_calls", "_halves", "_head", "_head_of", "_heads", "_in", "_inflight", "_method",
+        "_ours", "_out", "_requests", "_serving", "_small", "_tally", "_timeout", "open", "received",
     )  # fmt: skip
 
     def __init__(
@@ -71,8 +71,10 @@ class Straight:
         self._out = out
         self._in = incoming
         self._halves = parts.halves
-        self._buffers = buffers
-        self._limits = limits
+        self._batches = buffers.batches
+        self._inflight = limits.inflight
+        self._small = min(limits.chunk, limits.frame)
+        self._ours = int(calls.owns(1))
         self._tally = tally
         self._head_of = head
         self._method = ""
@@ -96,7 +98,7 @@ class Straight:
             or out.control
             or out.bulk
             or type(payload) is not bytes
-            or size > self._limits.chunk
+            or size > self._small
             or size > self._requests.message_limit
         ):
             return None
@@ -115,10 +117,16 @@ class Straight:
     def answered(self, ident: int, data: bytes, now: float) -> bytes | None:
         """Take what was read, if it is the answer to our request `ident` and nothing else; return its payload."""
         size = len(data) - HEADER_SIZE
-        if size < 0 or HEADER.unpack_from(data) != (size, _RESPONSE, 0, 0, ident) or not self._plain(size):
-            return None
-        pending = self._calls.pending
-        if ident not in pending:
+        incoming, pending = self._in, self._calls.pending
+        if (
+            not 0 <= size <= self._small
+            or HEADER.unpack_from(data) != (size, _RESPONSE, 0, 0, ident)
+            or ident not in pending
+            or not self.open
+            or incoming.offset != len(incoming.data)
+            or self._halves
+            or self._batches
+        ):
             return None
         del pending[ident]
         self.received += len(data)
@@ -129,22 +137,25 @@ class Straight:
     def requested(self, data: bytes, now: float) -> Asked | None:
         """Take what was read, if it is one request whose head was seen before and nothing else."""
         size = len(data) - HEADER_SIZE
-        if size < 0:
+        incoming = self._in
+        if not 0 <= size <= self._small or not self.open or incoming.offset != len(incoming.data):
             return None
         said, kind, flags, head_size, ident = HEADER.unpack_from(data)
-        if said != size or kind != _REQUEST or flags or not self._plain(size):
-            return None
         body = HEADER_SIZE + head_size
-        fields = self._heads.get(data[HEADER_SIZE:body])
-        serving, limits = self._serving, self._limits
+        serving = self._serving
         if (
-            fields is None
-            or not 0 <= size - head_size <= limits.chunk
+            kind != _REQUEST
+            or said != size
+            or flags
+            or (fields := self._heads.get(data[HEADER_SIZE:body])) is None
+            or head_size > size
             or self._requests.refuse is not None
-            or len(serving) >= limits.inflight
+            or len(serving) >= self._inflight
             or ident in serving
-            or ident == 0
-            or self._calls.owns(ident)
+            or ident & 1 is self._ours
+            or not ident
+            or self._halves
+            or self._batches
         ):
             return None
         self.received += len(data)
@@ -164,20 +175,10 @@ class Straight:
             or out.control
             or out.bulk
             or type(payload) is not bytes
-            or size > self._limits.chunk
+            or size > self._small
             or size > requests.message_limit
             or requests.heavy
         ):
             return None
         self._serving.discard(ident)
         return HEADER.pack(size, _RESPONSE, 0, 0, ident) + payload
-
-    def _plain(self, size: int) -> bool:
-        incoming = self._in
-        return (
-            self.open
-            and size <= self._limits.frame
-            and incoming.offset == len(incoming.data)
-            and not self._halves
-            and not self._buffers.batches
-        )

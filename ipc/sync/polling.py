@@ -9,6 +9,8 @@ from typing import Any
 
 IN = select.POLLIN
 OUT = select.POLLOUT
+_MOST = 256
+"""Descriptors that one wait returns; the others come with the next, for the kernel goes round."""
 
 
 class Waker:
@@ -45,7 +47,6 @@ class Readiness:
     def __init__(self) -> None:
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._set: Any = self._epoll if self._epoll is not None else select.poll()
-        self._unit = 1 if self._epoll is not None else 1000
 
     def register(self, fd: int, mask: int = IN) -> None:
         """Wait on one more descriptor."""
@@ -62,7 +63,9 @@ class Readiness:
 
     def wait(self, seconds: float) -> list[tuple[int, int]]:
         """Return the ready descriptors with what they are ready for, waiting at most `seconds`."""
-        ready: list[tuple[int, int]] = self._set.poll(seconds * self._unit)
+        ready: list[tuple[int, int]] = (
+            self._set.poll(seconds * 1000) if self._epoll is None else self._set.poll(seconds, _MOST)
+        )
         return ready
 
     def close(self) -> None:

@@ -23,7 +23,6 @@ from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.tracing import current_deadline
-from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.depth import SHALLOW
 from smartipc.ipc.wire.heads import Fault
 
@@ -31,6 +30,7 @@ log = logging.getLogger("smartipc.serving")
 
 _LOOK_EVERY = 0.005
 """Seconds of work after which the links are read in between, so that cancels and deadlines are seen."""
+_NOTHING: Any = object()
 _QUICK = 0.0001
 """Handlers that took less than these seconds may have their replies leave together with the next one's."""
 
@@ -115,20 +115,22 @@ class Work:
     def run_at_once(self, link: Link, asked: Asked) -> None:
         """Run a request that nothing is queued before, as `run` does."""
         ident, head, payload, deadline, now = asked
+        registry = self._registry
+        handler = registry.handlers.get(head.method)
+        argument = _NOTHING
+        if handler is not None and handler.plain and len(payload) <= SHALLOW:
+            try:  # noqa: SIM105 - suppress takes as long as the handler
+                argument = handler.decode(payload)
+            except Exception:  # noqa: S110 - what is wrong with it is found again on the long way
+                pass
         self.running = True
         self.current = (link, ident)
         try:
-            handler = self._registry.handlers.get(head.method)
-            if handler is not None and handler.plain and len(payload) <= SHALLOW:
-                try:
-                    arguments = (codec.decoder_for(handler.request).decode(payload),)
-                except Exception:  # noqa: S110 - the long way knows what it means
-                    pass
-                else:
-                    self._registry.served += 1
-                    self._call(handler, link, ident, arguments, deadline, (link.peer, None, ident, now), now)
-                    return
-            self._serve(link, RequestReceived(ident, head.method, payload, deadline, None, head.attempt, now))
+            if handler is None or argument is _NOTHING:
+                self._serve(link, RequestReceived(ident, head.method, payload, deadline, None, head.attempt, now))
+            else:
+                registry.served += 1
+                self._call(handler, link, ident, (argument,), deadline, (link.connection.peer, None, ident, now), now)
         finally:
             self.running = False
             self.current = None
@@ -186,6 +188,8 @@ class Work:
         reply = self._registry.reply(handler, value)
         if isinstance(reply, Fault):
             link.fail(ident, reply)
+            return
+        if not self.queue and not self._corked and link.answer(ident, reply):
             return
         cork = bool(self.queue) and self._next_is_quick()
         try:

@@ -29,7 +29,6 @@ from smartipc.ipc.protocol.events import (
     OpenReceived,
     RequestReceived,
 )
-from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -48,6 +47,7 @@ IDLE = 0.5
 """Longest sleep in seconds: how often an idle worker shows that it turns, and looks at slow handshakes."""
 _ACCEPTS_PER_TURN = 64
 _READS_PER_TURN = 16
+_ALONE_PER_TURN = 64
 _BACKLOG = 8192
 """Queued work above which nothing more is read: the kernel's buffers then slow the senders down."""
 
@@ -150,7 +150,7 @@ class Server(QuietHost):
             if left <= 0:
                 return False
             if home and not self._queue:
-                turned = self._turn_and_run(left)
+                turned = self._turn_and_run(left, done)
             else:
                 turned = self._turn_as_leader(0.0 if home else left)
             if not turned:
@@ -212,19 +212,38 @@ class Server(QuietHost):
             if fd not in self.links:  # else the number is a new link's by now
                 self._ready.unregister(fd)
 
-    def _turn_and_run(self, timeout: float) -> bool:
-        """Turn as `_turn_as_leader`; a request that comes alone is run at once, when others may read already."""
-        if not self._turning.acquire(blocking=False):
-            return False
-        came = None
-        try:
-            came = self._turn(timeout, alone=self._gate is None or self._gate.open)
-        finally:
-            self._turning.release()
-            if self._followers:
-                self._announce()
-        if came is not None:
-            self.work.run_at_once(*came)
+    def _turn_and_run(self, timeout: float, done: Callable[[], bool]) -> bool:
+        """Turn as `_turn_as_leader`; a request that comes alone is run at once, when others may read already.
+
+        As long as only such requests come it goes on, but for a bounded number of them.
+        """
+        turning, queue, gate = self._turning, self._queue, self._gate
+        for _ in range(_ALONE_PER_TURN):
+            if not turning.acquire(False):
+                return False
+            asked = link = None
+            try:
+                self.before_sleep()
+                ready = self._ready.wait(timeout)
+                if len(ready) == 1 and ready[0][1] == IN and (gate is None or gate.open):
+                    link = self.links.get(ready[0][0])
+                if link is None or link in self._held:
+                    self._take(ready)
+                else:
+                    asked = link.hear()
+                    if asked is None:
+                        self._read_on(link)
+                self._look_around(time.monotonic() if asked is None else asked[4])
+            finally:
+                turning.release()
+                if self._followers:
+                    self._announce()
+            if asked is None or link is None:
+                return True
+            self.work.run_at_once(link, asked)
+            self._port.turned()
+            if queue or done():
+                return True
         return True
 
     def _turn_as_leader(self, timeout: float) -> bool:
@@ -255,24 +274,19 @@ class Server(QuietHost):
         with self._changed:
             self._changed.notify_all()
 
-    def _turn(self, timeout: float, *, alone: bool = False) -> tuple[Link, Asked] | None:
-        """Wait for descriptors once and read what is ready into the queue; with `alone`, return what need not wait."""
+    def _turn(self, timeout: float) -> None:
+        """Wait for descriptors once and read what is ready into the queue."""
         if timeout:
             self.before_sleep()
+        self._take(self._ready.wait(timeout))
+        self._look_around(time.monotonic())
+
+    def _take(self, ready: list[tuple[int, int]]) -> None:
         listener = self._listener.fileno() if self._listener is not None else -1
         reading = len(self._queue) <= _BACKLOG
-        came: tuple[Link, Asked] | None = None
-        ready = self._ready.wait(timeout)
         for fd, mask in ready:
             link = self.links.get(fd)
             if link is not None:
-                if alone and mask == IN and len(ready) == 1 and reading and link not in self._held:
-                    asked = link.hear()
-                    if asked is not None:
-                        came = link, asked
-                    else:
-                        self._read_on(link)
-                    continue
                 if mask & OUT:
                     self._written(link)
                 if mask & ~OUT and reading and (link not in self._held or mask & ~(IN | OUT)):
@@ -283,13 +297,13 @@ class Server(QuietHost):
                 self._read_watched(fd)
             else:
                 self._waker.clear()
-        now = time.monotonic()
+
+    def _look_around(self, now: float) -> None:
         if self._strangers:
             self._look_at_strangers(now)
         if now - self._swept >= IDLE:
             self._swept = now
             self._sweep(now)
-        return came
 
     def _read(self, link: Link) -> None:
         """Take all that a link has, within reason: a cancel behind its request must be seen before the request runs."""
