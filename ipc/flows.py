@@ -1,7 +1,7 @@
 """What both flavours know of streams and channels: registering, checking items, how an end or a fault is told.
 
-Decides and converts; never waits, sends or runs a handler. The waiting is in streaming.py and sync/streaming.py, credit
-and frames in protocol.streams.
+Decides and converts; never waits, sends or runs a handler. What one end says is in ends.py, the waiting in streaming.py
+and producing.py and their twins, credit and frames in protocol.streams.
 """
 
 from __future__ import annotations
@@ -241,6 +241,13 @@ class Reception(Generic[T]):
                 self.end = self.refusal = lost
             case _:  # accepted: the opener waits for that by itself
                 pass
+
+    def retell(self, end: BaseException, known: BaseException) -> None:
+        """Put what is known by now in the place of an end: that a process died, and how, for a lost connection."""
+        if self.end is end:
+            self.end = known
+        if self.refusal is end:
+            self.refusal = known
 
     def decode(self, payload: bytes) -> T:
         """Decode an item.

@@ -21,13 +21,13 @@ from smartipc.ipc.dispatch import Handler, Registry, again
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import LinkHost, apart, requests_of
 from smartipc.ipc.errors import InvalidPayload, Overloaded, PermissionDenied
+from smartipc.ipc.producing import StreamServer
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import NotifiesReceived, NotifyReceived, RequestReceived, RequestsReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.resilience.undelivered import Undelivered
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.routing.directory import Directory
-from smartipc.ipc.streaming import StreamServer
 from smartipc.ipc.tracing import current_deadline
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user

@@ -33,8 +33,8 @@ from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
+from smartipc.ipc.sync.producing import StreamServer
 from smartipc.ipc.sync.running import Work
-from smartipc.ipc.sync.streaming import StreamServer
 from smartipc.ipc.transports.base import Listener, Stream
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED

@@ -1,52 +1,33 @@
 """Streams and channels of the blocking flavour: the twin of streaming.py, without await.
 
-Whoever waits reads: over the one link at a worker that opened, over all links at whoever serves. A stream's generator
-is stepped in the home thread, between requests, as its reader gives credit; a channel function runs there until it
-returns, and other links are read while it waits. What an end or a fault means is decided in flows.py.
-
-Longer than other files: both ends of a stream, since a channel is the same object at either.
+Whoever waits reads: over the one link at a worker that opened, over all links at whoever serves. What an end says and
+is told is in ends.py, the handlers that serve are in producing.py.
 """
 
 from __future__ import annotations
 
-import contextvars
-import inspect
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-from smartipc.ipc.dispatch import Registry
-from smartipc.ipc.drivers.base import refuse_open
 from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.ends import FlowEnd, Refusals, judged, name_at
 from smartipc.ipc.errors import (
     CallError,
     ConnectionLost,
     EndOfStream,
     LocalProtocolError,
     RequestTimeout,
-    SmartIpcError,
 )
-from smartipc.ipc.flows import LEFT, FlowHandler, Reception, cancelled, encode_item, fault_of_handler
-from smartipc.ipc.protocol.events import OpenReceived, StreamAccepted, StreamEvent
+from smartipc.ipc.flows import Reception, encode_item
 from smartipc.ipc.resilience.breaker import Trial
-from smartipc.ipc.routing import attempts
 from smartipc.ipc.sync.call import Call
-from smartipc.ipc.tracing import handling
-from smartipc.ipc.trust.gate import Gate
-from smartipc.ipc.wire.heads import Fault
 
 S = TypeVar("S")
 R = TypeVar("R")
-F = TypeVar("F", bound="_Flow")
-
-log = logging.getLogger("smartipc.streaming")
-_AT_ONCE = 3
-"""Refusals in a row that are tried elsewhere without a pause."""
-_SLICE = 0.002
-"""Seconds that a generator may produce before requests have their turn."""
+F = TypeVar("F", bound="BlockingEnd")
 
 
 class Waits(Protocol):
@@ -73,56 +54,19 @@ class Reach(Waits, Protocol):
         ...
 
 
-class _Flow:
-    """One end of a stream or channel. Several threads may use it."""
+class BlockingEnd(FlowEnd):
+    """One end of a stream or channel, whose items are waited for by reading. Several threads may use it."""
+
+    _link: Link
 
     def __init__(
         self, link: Link, name: str, reception: Reception[Any], sends: Any, waits: Waits, reach: Reach | None = None
     ) -> None:
-        self._link = link
-        self._name = name
-        self._reception = reception
-        self._sends = sends
+        super().__init__(link, name, reception, sends)
         self._waits = waits
         self._reach = reach
-        self._ident = 0
-        self._accepted = False
-        self._finished = False
-        self._writable = False
-        self._closed_sending: BaseException | None = None
         self._taking = threading.Lock()
         self._sending = threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name} {self._ident} with {self._reception!r}>"
-
-    # what the link tells, in whichever thread reads
-
-    def on_event(self, event: StreamEvent) -> None:
-        """Take an event of the link."""
-        if type(event) is StreamAccepted:
-            self._accepted = True
-        else:
-            self._reception.on_event(event)
-
-    def on_writable(self) -> None:
-        """Note that a waiting `send` may try again."""
-        self._writable = True
-
-    # opening
-
-    def open(self, payload: bytes, headers: dict[str, str] | None, *, duplex: bool) -> None:
-        """Send the opening."""
-        link = self._link
-        self._reception.instance = _name_of(link)
-
-        def begin() -> None:  # under the link's lock: no event of it may come before it is known
-            if link.closed:
-                raise ConnectionLost(method=self._name, processed="no")
-            self._ident = link.connection.streams.open(self._name, payload, duplex=duplex, headers=headers)
-            link.flows[self._ident] = self
-
-        link.tell(begin)
 
     def accepted(self, until: float) -> bool:
         """Wait until the peer accepts, or raise why it does not; False when the time has passed."""
@@ -130,22 +74,6 @@ class _Flow:
         if not self._accepted and self._reception.end is not None:
             raise self._reason(self._reception.end)
         return self._accepted
-
-    def attach(self, ident: int) -> None:
-        """Listen to what the peer opened, until it is accepted."""
-        self._ident = ident
-        self._reception.instance = _name_of(self._link)
-        self._link.flows[ident] = self
-
-    def accept(self) -> None:
-        """Accept what the peer opened."""
-        self._accepted = True
-        self._link.tell(lambda: self._link.connection.streams.accept(self._ident))
-
-    @property
-    def alive(self) -> bool:
-        """Whether the peer has not given it up."""
-        return self._reception.alive
 
     # items
 
@@ -210,59 +138,12 @@ class _Flow:
     def _reason(self, end: BaseException) -> BaseException:
         if isinstance(end, ConnectionLost) and self._reach is not None:
             known = self._reach.mourn(end, self._link)
-            reception = self._reception
-            if reception.end is end:
-                reception.end = known
-            if reception.refusal is end:
-                reception.refusal = known
+            self._reception.retell(end, known)
             end = known
         return end.with_traceback(None)
 
-    # ends
 
-    def end_sending(self) -> None:
-        """Say that nothing more comes."""
-        if self._closed_sending is None:
-            self._closed_sending = LocalProtocolError(f"sending on {self._name} was closed")
-            self._link.tell(lambda: self._link.connection.streams.end(self._ident))
-
-    def stop_receiving(self) -> None:
-        """Say that nothing more is wanted."""
-        self._link.tell(lambda: self._link.connection.streams.stop(self._ident))
-
-    def through(self) -> None:
-        """End both directions as a handler that returned does; STOP first: whoever sees the end knows of both."""
-        self.stop_receiving()
-        self.end_sending()
-
-    def fail(self, fault: Fault) -> None:
-        """Give it up with a reason, behind the items that were sent."""
-        self._link.tell(lambda: self._link.connection.streams.fail(self._ident, fault))
-
-    def reset(self, fault: Fault) -> None:
-        """Give it up at once."""
-        self._link.tell(lambda: self._link.connection.streams.reset(self._ident, fault))
-
-    def _finish(self) -> None:
-        self._finished = True
-        self._reception.items.clear()
-        if self._closed_sending is None:
-            self._closed_sending = LocalProtocolError(f"{self._name} was left already")
-        self._link.flows.pop(self._ident, None)
-
-    def leave(self) -> None:
-        """Reset what is still open, and forget it."""
-        if self._reception.alive and not self._finished:
-            self.reset(LEFT)
-        self._finish()
-
-    def released(self) -> None:
-        """Forget what the peer had opened: its handler is gone."""
-        self._finish()
-        self._link.tell(lambda: self._link.connection.streams.released(self._ident))
-
-
-class Items(_Flow, Generic[R]):
+class Items(BlockingEnd, Generic[R]):
     """The items of an open stream, for its reader: `for item in items`, or `items.receive()`."""
 
     def receive(self, timeout: float | None = None) -> R:
@@ -294,7 +175,7 @@ class Items(_Flow, Generic[R]):
         self._finish()
 
 
-class IpcChannel(_Flow, Generic[S, R]):
+class IpcChannel(BlockingEnd, Generic[S, R]):
     """One end of a channel: `send`, `receive`, iterate, `close_sending`. The two ends are alike."""
 
     @property
@@ -357,38 +238,18 @@ class Opener(Generic[F]):
         call = self._call()
         if self._flow is not None:
             raise LocalProtocolError(f"this opening of {call.method} was entered already")
-        refused = 0
+        refusals = Refusals(call.method, call.timeout)
         while True:
             link = self._reach.reach(call)
             try:
-                self._flow = self._try(link, call)
+                with judged(self._reach.trial(link, call.method), time.monotonic):
+                    self._flow = self._open(link, call)
             except CallError as error:
-                if attempts.after(error, idempotent=False, attempt=1) != "again":
-                    raise
+                pause = refusals.pause(error, call.deadline - time.monotonic())
             else:
                 return self._flow
-            refused += 1
-            if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
-                if call.deadline - time.monotonic() <= attempts.BACKOFF:
-                    raise RequestTimeout(call.timeout, "it was refused", method=call.method, processed="no")
-                time.sleep(attempts.BACKOFF)
-
-    def _try(self, link: Link, call: Call) -> F:
-        """Open over this link, and tell the destination's circuit breaker how it went."""
-        trial = self._reach.trial(link, call.method)
-        if trial is None:
-            return self._open(link, call)
-        try:
-            flow = self._open(link, call)
-        except SmartIpcError as error:
-            if trial.failed(error, time.monotonic()):
-                log.warning("circuit.changed: %r", trial)
-            raise
-        except BaseException:  # interrupted
-            trial.abandon()
-            raise
-        trial.passed(time.monotonic())
-        return flow
+            if pause:
+                time.sleep(pause)
 
     def _open(self, link: Link, call: Call) -> F:
         flow = self._make(link)
@@ -403,216 +264,10 @@ class Opener(Generic[F]):
             flow.leave()
             raise
         flow.leave()
-        raise RequestTimeout(call.timeout, "it was not accepted", method=call.method, instance=_name_of(link))
+        raise RequestTimeout(call.timeout, "it was not accepted", method=call.method, instance=name_at(link))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._flow is not None:
             self._flow.leave()
-
-
-class Serves(Waits, Protocol):
-    """The part of a Server that streams need."""
-
-    def post(self, work: Callable[[], None]) -> None:
-        """Let the home thread run `work` in its turn."""
-        ...
-
-    def call_home(self) -> None:
-        """Make sure that the home thread looks at what was posted."""
-        ...
-
-    def look_after(self, link: Link) -> None:
-        """Write what the link's socket has no room for, when it has."""
-        ...
-
-
-class StreamServer:
-    """Serves the streams and channels that peers open, in the home thread.
-
-    Args:
-        registry: the handlers.
-        instance: who we are, for faults.
-        server: runs what is posted, and knows how to wait.
-        gate: what may come in; None for all.
-    """
-
-    def __init__(self, registry: Registry, instance: str, server: Serves, gate: Gate | None) -> None:
-        self.active: set[_Producer] = set()
-        """The generators that are not through."""
-        self._registry = registry
-        self._instance = instance
-        self._server = server
-        self._gate = gate
-
-    def __repr__(self) -> str:
-        return f"<StreamServer {len(self.active)} generators>"
-
-    def on_open(self, link: Link, event: OpenReceived) -> None:
-        """Let the home thread start the handler, or refuse. Called where links are read."""
-        refused = self._gate.refusal(link.peer, event.method, event.received_at) if self._gate is not None else None
-        if refused is not None:
-            refuse_open(link, event, self._registry.fault(refused, ()))
-            return
-        handler = self._registry.find_flow(event.method, duplex=event.duplex)
-        if isinstance(handler, Fault):
-            refuse_open(link, event, handler)
-            return
-        reception: Reception[Any] = Reception(handler.receives, name=handler.name, duplex=handler.duplex)
-        if handler.duplex:
-            channel: IpcChannel[Any, Any] = IpcChannel(link, handler.name, reception, handler.sends, self._server)
-            channel.attach(event.id)
-            self._post(lambda: self._converse(handler, channel, event))
-        else:
-            producer = _Producer(link, handler, reception, self)
-            producer.attach(event.id)
-            self._post(lambda: self._begin(producer, event))
-
-    def _post(self, work: Callable[[], None]) -> None:
-        self._server.post(work)
-        self._server.call_home()
-
-    def cancel(self) -> None:
-        """Give up every generator that is not through, because the worker ends."""
-        for producer in list(self.active):
-            producer.cancel()
-
-    def _converse(self, handler: FlowHandler, channel: IpcChannel[Any, Any], event: OpenReceived) -> None:
-        try:
-            if not channel.alive:
-                return
-            channel.accept()
-            with handling(channel._link.peer, event):  # noqa: SLF001 - one room
-                handler.function(channel)
-        except EndOfStream:  # `receive` at the end, uncaught: the handler is through
-            channel.through()
-        except Exception as error:  # the boundary of the user's handler
-            if channel.alive:
-                log.debug("handler of %s raised", handler.name, exc_info=error)
-            channel.fail(fault_of_handler(error, self._instance, handler.errors))
-        except BaseException as error:  # the worker ends by it, but the other side shall know
-            channel.fail(fault_of_handler(error, self._instance, ()))
-            raise
-        else:
-            channel.through()
-        finally:
-            channel.released()
-            self._server.look_after(channel._link)  # noqa: SLF001 - one room
-
-    def _begin(self, producer: _Producer, event: OpenReceived) -> None:
-        if not producer.alive:
-            producer.released()
-            return
-        link = producer._link  # noqa: SLF001 - one room
-        try:
-            arguments = producer.handler.arguments(event, link.peer)
-        except SmartIpcError as error:
-            producer.fail(fault_of_handler(error, self._instance, ()))
-            producer.released()
-            return
-        producer.accept()
-        self.active.add(producer)
-        with handling(link.peer, event):
-            producer.begin(arguments, contextvars.copy_context())
-
-
-class _Producer(_Flow):
-    """The serving end of a stream: its generator, stepped as credit allows."""
-
-    def __init__(self, link: Link, handler: FlowHandler, reception: Reception[Any], server: StreamServer) -> None:
-        super().__init__(link, handler.name, reception, handler.sends, server._server)  # noqa: SLF001 - one room
-        self.handler = handler
-        self._server = server
-        self._iterator: Iterator[Any] | None = None
-        self._context = contextvars.copy_context()
-        """What its generator runs in: the calls that it makes belong to the stream's trace."""
-        self._held: bytes | None = None
-        """An item that had no credit."""
-        self._posted = False
-
-    def on_event(self, event: StreamEvent) -> None:
-        """Take an event of the link: whatever it is, the reader has gone, and the generator is closed."""
-        super().on_event(event)
-        self._again()
-
-    def on_writable(self) -> None:
-        """Go on in the home thread."""
-        super().on_writable()
-        self._again()
-
-    def _again(self) -> None:
-        if not self._posted:
-            self._posted = True
-            self._server._post(self.step)  # noqa: SLF001 - one room
-
-    def begin(self, arguments: tuple[Any, ...], context: contextvars.Context) -> None:
-        """Call the handler, and take its first items, in this context."""
-        self._context = context
-        try:
-            self._iterator = context.run(lambda: iter(self.handler.function(*arguments)))
-        except Exception as error:  # the boundary of the user's handler
-            self._failed(error, self.handler.errors)
-        except BaseException as error:
-            self._failed(error, ())
-            raise
-        else:
-            self.step()
-
-    def step(self) -> None:
-        """Produce for a moment, as far as credit goes; close the generator when its reader has gone."""
-        self._posted = False
-        if self._iterator is None:
-            return
-        try:
-            self._context.run(self._produce, self._iterator, time.monotonic() + _SLICE)
-        except StopIteration:
-            self.end_sending()
-            self._over()
-        except Exception as error:  # the boundary of the user's handler
-            self._failed(error, self.handler.errors)
-        except BaseException as error:  # the worker ends by it, but the reader shall know
-            self._failed(error, ())
-            raise
-        self._link.flush()
-        self._server._server.look_after(self._link)  # noqa: SLF001 - one room
-
-    def _produce(self, iterator: Iterator[Any], until: float) -> None:
-        while self.alive and self._reception.refusal is None:
-            if self._held is None:
-                self._held = encode_item(next(iterator), self._sends, self._name)
-            if not self.try_send(self._held, flush=False) and not (self._link.flush() and self.try_send(self._held)):
-                return  # on_writable goes on
-            self._held = None
-            if time.monotonic() > until:
-                self._again()
-                return
-        self._close()
-        self._over()
-
-    def cancel(self) -> None:
-        """Give it up because the worker ends."""
-        self._close()
-        self.reset(cancelled(self._name, self._server._instance))  # noqa: SLF001 - one room
-        self._over()
-
-    def _close(self) -> None:
-        if inspect.isgenerator(self._iterator):
-            try:
-                self._iterator.close()
-            except Exception:  # the boundary of the user's handler
-                log.exception("the generator of %s raised while it was closed", self._name)
-
-    def _failed(self, error: BaseException, errors: tuple[type[BaseException], ...]) -> None:
-        log.debug("handler of %s raised", self._name, exc_info=error)
-        self.fail(fault_of_handler(error, self._server._instance, errors))  # noqa: SLF001 - one room
-        self._over()
-
-    def _over(self) -> None:
-        self._iterator = None
-        self._server.active.discard(self)
-        self.released()
-
-
-def _name_of(link: Link) -> str:
-    return (link.peer.name if link.peer is not None else "") or "the peer"

@@ -31,6 +31,7 @@ from smartipc.ipc.errors import (
     StreamReset,
     WorkerDied,
 )
+from smartipc.ipc.flows import LEFT
 from smartipc.ipc.handle import SmartIpc
 from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.streaming import IpcChannel
@@ -585,6 +586,25 @@ def test_a_stopping_worker_finishes_what_it_can_and_cancels_the_rest(live: Calla
                 with pytest.raises(RequestCancelled):
                     await bad.receive()
                 await closing
+
+    live(scene)
+
+
+def test_what_is_given_up_before_its_handler_began_counts_no_more(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "w") as w, handle(stage, "c") as c:
+            serve_rows(w)
+            w.handler(ping)(lambda number: number)
+            await w.ready()
+            await c.request(ping, 1)
+            link, request = the_link(c), msgspec.msgpack.encode(Range(1))
+            streams = link.connection.streams
+            for number in range(link.connection.limits.streams + 1):
+                ident = link.tell(lambda: streams.open("w.rows", request, duplex=False))
+                link.tell(functools.partial(streams.reset, ident, LEFT))
+                assert await c.request(ping, number) == number  # w has read both at once
+            async with c.open_stream(rows, Range(1)) as items:
+                assert [row async for row in items] == [Row(0)]
 
     live(scene)
 
