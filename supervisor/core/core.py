@@ -220,6 +220,7 @@ class Core:
                 return slot.state == "stopped" and self._lives.alone(slot.instance)
             case ResetOrdered():
                 slot.budget.clear()
+                self._lives.groups.clear_around(slot.spec.name)
                 slot.attempt = 0
                 return True
             case _:
@@ -271,11 +272,8 @@ class Core:
     def _on_apply(self, fact: ApplyOrdered, now: float) -> None:
         changes = plan.diff(self.spec, fact.spec)
         assert not changes.refused, "whoever orders it has looked"
-        steps = tuple((step.kind, step.name, step.what) for step in changes.steps)
-        self.config_generation += 1
-        details = (("config_generation", self.config_generation), ("plan", [" ".join(step).rstrip() for step in steps]))
-        cause = fact.spec.config_path or "another spec"
-        self._lives.orders.append(Announce("config.applied", "", 0, None, None, None, cause, details=details))
+        if self.app_state != "stopping":
+            self._announce_applied(fact.spec, changes)
         self._adopt(fact.spec, fact.order, now, "the configuration has changed", changes.restarted)
 
     def _adopt(self, spec: AppSpec, order: int, now: float, cause: str, changed: tuple[str, ...] = ()) -> None:
@@ -313,6 +311,13 @@ class Core:
                 self._order_up(slot, now, cause)
         if replaced:
             self._rollouts.begin(order, cause, replaced)
+
+    def _announce_applied(self, spec: AppSpec, changes: plan.Plan) -> None:
+        steps = [f"{step.kind} {step.name} {step.what}".rstrip() for step in changes.steps]
+        self.config_generation += 1
+        details = (("config_generation", self.config_generation), ("plan", steps))
+        cause = spec.config_path or "another spec"
+        self._lives.orders.append(Announce("config.applied", "", 0, None, None, None, cause, details=details))
 
     def _announce_scaling(self, spec: AppSpec) -> None:
         before = {worker.name: worker.instances for worker in self.spec.workers}
@@ -405,7 +410,9 @@ class Core:
     def _notice_idle(self, now: float) -> None:
         if self.spec.supervisor.on_idle != "exit" or not self._begun:
             return
-        states = {"exited" if slot.retired and slot.state == "stopped" else slot.state for slot in self._slots.values()}
+        states = {
+            slot.retired if slot.retired and slot.state == "stopped" else slot.state for slot in self._slots.values()
+        }
         if states <= {"exited"}:
             self._begin_shutdown("every worker has completed", 0, now)
         elif states <= {"exited", "failed", "waiting"}:

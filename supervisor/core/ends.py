@@ -14,7 +14,7 @@ from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core import backoff, exits
 from smartipc.supervisor.core.exits import Verdict
 from smartipc.supervisor.core.lifecycle import Lives
-from smartipc.supervisor.core.slot import Slot
+from smartipc.supervisor.core.slot import Retired, Slot
 from smartipc.supervisor.core.states import LIVING
 from smartipc.supervisor.core.strategy import Reaction
 
@@ -53,7 +53,7 @@ class Ends:
             self._on_end_beside(slot, current, cause, exit_, now)
         elif slot.state == "stopping":
             self._on_planned_end(slot, cause, exit_, now)
-        elif slot.successor is not None:
+        elif slot.successor is not None and slot.successor.state != "stopping":
             self._on_end_while_replaced(slot, cause, exit_, now)
         else:
             self._on_unplanned_end(slot, cause, exit_, now)
@@ -107,7 +107,6 @@ class Ends:
         else:
             why = "this exit code must not be repeated" if verdict is Verdict.PREVENTED else "restart policy never"
             self._give_up(slot, f"{cause}; {why}", exit_, now)
-            self._notice_significant(slot, now)
 
     def _back_off(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         restart = slot.spec.restart
@@ -141,6 +140,7 @@ class Ends:
     def _give_up(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         self.lives.move(slot, "give up", now, cause, exit_)
         self.lives.answers.settle(slot.instance, "up", cause)
+        self._notice_significant(slot, now)
         group = self.lives.groups.parent(slot.spec.name)
         if slot.spec.on_failed == "shutdown" and self.fatal is None:
             self.fatal = slot.instance
@@ -171,12 +171,13 @@ class Ends:
                     if slot.spec.restart.policy == "never":
                         self.lives.answers.settle(slot.instance, "up", cause)
                         self.lives.go_down(slot, now, cause)
+                        slot.retired = "failed"
                     else:
                         self.lives.go_down(slot, now, cause, then="group")
                         slot.awaits = leader.instance
 
-    def stop_group(self, name: str, now: float, cause: str, *, retired: bool = False) -> None:
-        """Stop all that lives or is about to in a group, in reverse order."""
+    def stop_group(self, name: str, now: float, cause: str, *, retired: Retired = "failed") -> None:
+        """Stop all that lives or is about to in a group, in reverse order; `retired`: as what it counts then."""
         for worker in self.lives.groups.workers(name):
             for slot in self.lives.of(worker):
                 if slot.state in LIVING or slot.state in ("waiting", "backoff", "scheduled"):
@@ -192,5 +193,5 @@ class Ends:
         significant = [one for name in group.members for one in self.lives.of(name) if one.spec.significant]
         if group.auto_shutdown == "any-significant" or all(one.state in ("exited", "failed") for one in significant):
             self.stop_group(
-                group.name, now, f"{slot.instance} has ended, group {group.name} ends with it", retired=True
+                group.name, now, f"{slot.instance} has ended, group {group.name} ends with it", retired="exited"
             )

@@ -312,8 +312,8 @@ class Lives:
     def go_down(self, slot: Slot, now: float, cause: str, *, then: Then = "stop") -> None:
         """Have it stopped: at once if nothing lives, else once its dependents that also go down are down."""
         slot.then = then
-        slot.automatic = slot.retired = False
-        slot.group = slot.awaits = ""
+        slot.automatic = False
+        slot.group = slot.awaits = slot.retired = ""
         slot.next_restart_at = None
         slot.waiting_for = ()
         if slot.successor is not None and slot.successor.state != "stopping":

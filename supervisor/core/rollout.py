@@ -95,7 +95,9 @@ class Rollouts:
         instance = rollout.todo[0]
         slot = self._lives.slots.get(instance)
         if slot is not None and self._wanted(rollout, instance) and (rollout.order or slot.recycling):
-            if slot.state in _SERVING and not slot.going_down:
+            if slot.spec.schedule is not None:
+                self._lives.answers.say(rollout.order, instance, "")  # the run goes on; the next one is all new
+            elif slot.state in _SERVING and not slot.going_down:
                 if self._busy(slot.spec.name):
                     return False
                 rollout.turn, rollout.before = instance, slot.generation

@@ -12,6 +12,7 @@ from smartipc.supervisor.core.spec import WorkerSpec
 
 Then = Literal["stop", "restart", "group"]
 """What follows a planned end: nothing, another life, or another life together with its group."""
+Retired = Literal["", "exited", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class Slot:
     """The instance whose failure made its group stop this one: they restart together."""
     queued: bool = False
     """A job's run was due while the last one was not over, and is to follow it."""
-    retired: bool = False
-    """It was stopped because the significant members of its group have ended."""
+    retired: Retired = ""
+    """It was stopped because of how others in its group ended; an app that leaves when idle takes it for this."""
 
     # of the current life
     pid: int | None = None
@@ -113,8 +114,8 @@ class Slot:
         self.pid = self.kill_at = self.steady_since = self.last_beat_at = self.quiet_at = None
         self.start_by = now + self.spec.start_timeout
         self.failing = self.going_down = ""
-        self.killed = self.watched = self.doubted = self.automatic = self.retired = False
-        self.group = self.awaits = self.wants_recycling = ""
+        self.killed = self.watched = self.doubted = self.automatic = False
+        self.group = self.awaits = self.wants_recycling = self.retired = ""
         self.recycling = False
         self.not_before = 0.0
         self.then = "stop"

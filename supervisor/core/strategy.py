@@ -105,6 +105,12 @@ class Groups:
             if member in self._groups:
                 self.clear(member)
 
+    def clear_around(self, member: str) -> None:
+        """Forget the restarts of the group that a worker or group is in, and of those around it."""
+        while (group := self.parent(member)) is not None:
+            self._budgets[group.name].clear()
+            member = group.name
+
     def adopt(self, old: Groups) -> None:
         """Take over the restarts that an earlier version of the spec has counted."""
         for name, group in self._groups.items():

@@ -8,6 +8,7 @@ import pytest
 
 from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.facts import (
+    ResetOrdered,
     RestartOrdered,
     ShutdownOrdered,
     Spawned,
@@ -277,6 +278,52 @@ def test_failures_at_the_same_time_share_one_budget(desk) -> None:
     assert states(it, "a", "b", "c") == "stopped failed stopping"
 
 
+def test_a_reset_gives_the_group_its_restarts_back(desk) -> None:
+    it = desk(worker("a"), worker("b"), groups=(group("g", "a", "b", max_restarts=1),))
+    it.begin()
+    it.ready("a:0", "b:0")
+    it.die("a:0")
+    it.wait(1)
+    it.ready("a:0")
+    it.tell(ResetOrdered(("b:0",)))
+    it.die("a:0")
+    assert it["a:0"].state == "backoff"
+
+
+def test_and_the_groups_around_it(desk) -> None:
+    it = nested(desk, "one-for-one", outer=1, inner=0)
+    it.die("a:0")
+    it.die("b:0", OK)
+    it.wait(1)
+    it.ready("a:0", "b:0")
+    it.tell(ResetOrdered(("b:0",)))
+    assert stops(it.die("a:0")) == ["b:0"]
+    assert it["a:0"].state == "backoff", "the outer group may pay again"
+
+
+def test_the_idle_app_ends_when_a_failure_has_stopped_what_was_left(desk) -> None:
+    it = desk(worker("a"), worker("b"), worker("c"), groups=(group("g", "a", "b", max_restarts=0),), on_idle="exit")
+    it.begin()
+    it.ready("a:0", "b:0", "c:0")
+    it.die("c:0", OK)
+    assert stops(it.die("a:0", BAD)) == ["b:0"]
+    assert it.die("b:0", OK) == [EndApp(1)]
+
+
+def test_the_idle_app_ends_when_a_never_mate_stays_down(desk) -> None:
+    never = replace(RESTART, policy="never")
+    it = desk(
+        worker("a"), worker("b", restart=never), groups=(group("g", "a", "b", strategy="one-for-all"),), on_idle="exit"
+    )
+    it.begin()
+    it.ready("a:0", "b:0")
+    assert stops(it.die("a:0", BAD)) == ["b:0"]
+    it.die("b:0", OK)
+    it.wait(1)
+    it.ready("a:0")
+    assert it.die("a:0", OK) == [EndApp(1)]
+
+
 def test_a_group_forgets_after_its_window(desk) -> None:
     it = trio(desk, "one-for-one", max_restarts=1, window=10.0)
     for _ in range(4):
@@ -396,6 +443,23 @@ def test_the_last_significant_end_stops_the_group(desk) -> None:
     assert it.die("b:1", OK) == []
     assert stops(it.die("b:0", OK)) == ["c:0"]
     assert it.die("c:0", OK) == [EndApp(0)], "what the group stopped counts as completed"
+
+
+@pytest.mark.parametrize("first", ["a:0", "b:0"])
+def test_one_that_is_given_up_has_ended_for_good_too(desk, first) -> None:
+    """Whichever comes first: the end as it should, or the spent budget."""
+    it = desk(
+        worker("a", significant=True),
+        worker("b", significant=True, restart=replace(RESTART, max_restarts=0)),
+        worker("c"),
+        groups=(group("g", "a", "b", "c", auto_shutdown="all-significant"),),
+    )
+    it.begin()
+    it.ready("a:0", "b:0", "c:0")
+    ends = {"a:0": OK, "b:0": BAD}
+    assert it.die(first, ends.pop(first)) == []
+    assert [stops(it.die(name, exit_)) for name, exit_ in ends.items()] == [["c:0"]]
+    assert states(it, "a", "b") == "exited failed"
 
 
 def test_a_restart_is_no_end_and_an_order_neither(desk) -> None:

@@ -12,6 +12,7 @@ from smartipc.supervisor.core.facts import (
     ApplyOrdered,
     AppStart,
     BecameReady,
+    Due,
     Exited,
     Measured,
     ReloadOrdered,
@@ -24,7 +25,8 @@ from smartipc.supervisor.core.facts import (
     StartOrdered,
     StopOrdered,
 )
-from smartipc.supervisor.core.orders import EndApp, Forget, Kill, Spawn, Stop
+from smartipc.supervisor.core.orders import Answer, EndApp, Forget, Kill, Spawn, Stop
+from smartipc.supervisor.core.process_spec import ScheduleSpec
 from smartipc.supervisor.core.spec import (
     AppSpec,
     GroupSpec,
@@ -199,6 +201,35 @@ def test_a_restart_overtakes_a_reload(desk) -> None:
     go(it, "a:0", 2)
     come(it, "a:0", 3)
     assert it.answers() == {7: {"a:0": "overtaken by a restart"}, 8: {"a:0": ""}}
+
+
+def test_a_replacement_that_was_withdrawn_takes_nothing_over(desk) -> None:
+    it = pool(desk, 1)
+    it.tell(ReloadOrdered(("a:0",), 7))
+    come(it, "a:0", 2, ready=False)
+    it.tell(RestartOrdered(("a:0",), 8))
+    assert go(it, "a:0", 1) == [Spawn("a:0", 3)]
+    come(it, "a:0", 3)
+    assert go(it, "a:0", 3, BAD) == []
+    assert (it["a:0"].state, it["a:0"].generation) == ("backoff", 3), "the stopping generation 2 is no successor"
+    assert it.wait(0.2) == [Spawn("a:0", 4)]
+    go(it, "a:0", 2)
+    come(it, "a:0", 4)
+    assert (it["a:0"].state, it["a:0"].restarts) == ("ready", 1)
+
+
+def test_a_run_of_a_job_is_not_replaced_midway(desk) -> None:
+    job = worker("a", command=("x",), ready="started", schedule=ScheduleSpec(every=60.0))
+    it = desk(job)
+    it.begin()
+    it.tell(Due("a:0"))
+    it.run("a:0")
+    assert [type(one) for one in it.tell(ReloadOrdered(("a:0",), 7))] == [Answer]
+    assert [type(one) for one in apply(it, replace(job, cwd="/elsewhere"), order=8)] == [Answer]
+    assert it.answers() == {7: {"a:0": ""}, 8: {"a:0": ""}}
+    it.die("a:0", OK)
+    assert it["a:0"].state == "scheduled", "no run but at its times"
+    assert it.tell(Due("a:0")) == [Spawn("a:0", 2)]
 
 
 def test_the_shutdown_takes_all_lives_along(desk) -> None:
@@ -439,6 +470,15 @@ def test_no_scaling_while_the_app_stops(desk) -> None:
     assert [view.instance for view in it.core.snapshot()] == ["a:0", "a:1", "lone:0"]
 
 
+def test_no_configuration_is_applied_while_the_app_stops(desk) -> None:
+    it = pool(desk, 1)
+    it.tell(ShutdownOrdered("SIGTERM"))
+    spec = replace(it.core.spec, workers=(*it.core.spec.workers, worker("new")))
+    assert it.tell(ApplyOrdered(spec, 7)) == [Answer(7, (("new:0", "the app is stopping"),))]
+    assert it.announced("config.applied") == []
+    assert (it.core.config_generation, it.core.spec.workers[-1].name) == (1, "lone")
+
+
 # apply
 
 
@@ -509,6 +549,19 @@ def test_groups_and_dependencies_change_in_place_and_budgets_go_on(desk) -> None
     it.tell(StartOrdered(("b:0",)))
     it.die("b:0", BAD)
     assert it.last("b:0").cause.endswith("restart budget of group new spent: 0 in 60 s")
+
+
+def test_a_pending_restart_is_charged_to_its_group_over_an_apply(desk) -> None:
+    groups = (GroupSpec("g", ("a", "b"), max_restarts=1),)
+    it = desk(worker("a"), worker("b"), groups=groups)
+    it.begin()
+    it.ready("a:0", "b:0")
+    it.die("a:0")
+    apply(it, worker("a"), worker("b", start_timeout=9.0), groups=groups)
+    assert it.wait(1) == [Spawn("a:0", 2)]
+    assert "1 of 1 in 60 s of group g" in it.last("a:0").cause
+    it.die("b:0")
+    assert it["b:0"].state == "failed"
 
 
 def test_a_removed_dependency_goes_after_its_removed_dependents(desk) -> None:
