@@ -13,8 +13,11 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 from smartipc.supervisor.host.life import Life
 
+PROC = Path("/proc")
 _WORDS = 120
 """Characters of a command line that are named."""
 
@@ -109,14 +112,26 @@ class Orphans:
         return lives.get((marks[0], int(marks[1])))
 
 
-def children(pid: int | str = "self") -> list[int]:
-    """Return the children of a process, those of all its threads; empty where the kernel does not tell."""
+def children(pid: int | None = None) -> list[int]:
+    """Return the children of a process, ours by default, the dead that are not reaped among them."""
+    if pid is None:
+        pid = os.getpid()
+    if not (PROC / "self" / "task" / str(os.getpid()) / "children").exists():
+        return _by_their_parent(pid)
     found: list[int] = []
     with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
+        for thread in (PROC / str(pid) / "task").iterdir():
             with contextlib.suppress(OSError):
                 found += map(int, (thread / "children").read_text().split())
     return found
+
+
+def _by_their_parent(pid: int) -> list[int]:
+    """Look at every process: some kernels (CONFIG_PROC_CHILDREN) and systems keep no lists of children."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
 
 
 def descendants(pid: int) -> list[int]:
