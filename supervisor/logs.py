@@ -8,6 +8,7 @@ import os
 import sys
 from datetime import UTC, datetime
 
+from smartipc.ipc.wire.text import one_line
 from smartipc.supervisor.core.spec import LogSpec
 from smartipc.supervisor.host.output import as_json
 
@@ -24,11 +25,11 @@ class _Json(logging.Formatter):
 
 
 class _Console(logging.Formatter):
-    """Time with zone, level, sentence."""
+    """Time with zone, level, and a sentence on one line, whatever words of others are in it."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(sep=" ", timespec="milliseconds")
-        text = f"{moment} {record.levelname.lower():7} {record.getMessage()}"
+        text = f"{moment} {record.levelname.lower():7} {one_line(record.getMessage())}"
         return text + "\n" + self.formatException(record.exc_info) if record.exc_info else text
 
 

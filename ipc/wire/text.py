@@ -18,6 +18,8 @@ _PATH = re.compile(
     re.VERBOSE,
 )
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
 
 def shown(text: str, longest: int = LONGEST) -> str:
     """Return a peer's words on one line, at most about `longest` characters: nothing unprintable is left as it is.
@@ -29,6 +31,14 @@ def shown(text: str, longest: int = LONGEST) -> str:
         cut = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in cut)
         cut = cut[: 2 * longest]
     return f"{cut}…" if len(text) > longest else cut
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that a terminal shows and does not obey, of whatever length; tabs stay.
+
+    For the words of workers, of other programs and of exceptions, where people read them.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def discreet(message: str) -> str:

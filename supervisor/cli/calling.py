@@ -69,15 +69,15 @@ def request(session: Any, address: str, payload: str | None, slot: int | None, t
 def broadcast(session: Any, address: str, payload: str | None, timeout: float | None) -> None:
     """Ask every instance, print one JSON object a line: instance and value or error."""
     call = control.CallRequest(_address(address), _payload(payload), None, timeout)
-    failed = False
-    for one in session.client().ask(control.cli_broadcast, call):
+    outcomes = session.client().ask(control.cli_broadcast, call)
+    for one in outcomes:
         if one.error is None:
             click.echo(plain({"instance": one.instance, "value": one.value}))
         else:
-            failed = True
             click.echo(plain({"instance": one.instance, "error": f"{one.error_type}: {one.error}"}))
+    failed = [one.instance for one in outcomes if one.error is not None]
     if failed:
-        sys.exit(FAILED)
+        leave(FAILED, f"{len(failed)} of {len(outcomes)} failed: {', '.join(failed)}")
 
 
 @click.command()

@@ -20,6 +20,7 @@ from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.transports.unix import UnixSocketTransport
 from smartipc.ipc.wire import codec
+from smartipc.ipc.wire.text import one_line
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, base_directory, running_apps
 
 P = TypeVar("P")
@@ -114,7 +115,7 @@ def _dial(directory: Path, app: str) -> socket.socket:
 
 def leave(code: int, message: str) -> NoReturn:
     """Say why on stderr and exit."""
-    click.echo(message, err=True)
+    click.echo("\n".join(map(one_line, message.split("\n"))), err=True)
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -34,7 +35,24 @@ class Session:
         return find(self._app, self._config)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Quiet(click.Group):
+    """Leave without a word where nothing is wrong: whoever reads has enough, or Ctrl-C ends what goes on for ever.
+
+    The codes are those of a program that the signal ends. click's own are 1 for both, and it says "Aborted!".
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _drop_stdout()
+            sys.exit(128 + signal.SIGPIPE)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+
+
+@click.group(cls=_Quiet, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--app", metavar="NAME", envvar="SMARTIPC_APP", help="The app to talk to; also from SMARTIPC_APP.")
 @click.option("--config", metavar="FILE", type=click.Path(), help="The app of this configuration file.")
 @click.version_option(__version__, prog_name="smartipc")
@@ -115,16 +133,18 @@ starting.register(cli)
 
 
 def main() -> None:
-    """Run the command; a closed pipe or Ctrl-C ends it quietly, an output that takes nothing with a sentence."""
+    """Run the command; an output that takes nothing ends it with a sentence."""
     try:
         if sys.stdout is None:  # started with descriptor 1 closed
             leave(FAILED, "stdout is closed")
         cli(standalone_mode=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered still would fail again
+        _drop_stdout()
         leave(FAILED, str(error.strerror or error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before the verb began
         sys.exit(128 + signal.SIGINT)
+
+
+def _drop_stdout() -> None:
+    """Let what is buffered still go nowhere: it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

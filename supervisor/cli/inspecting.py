@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +10,9 @@ import click
 
 from smartipc.ipc import control, inspection
 from smartipc.ipc.inspection import Disturbance, Why, WhyReport, WhyRequest
+from smartipc.ipc.wire.text import one_line
 from smartipc.supervisor.cli.client import Client, plain
-from smartipc.supervisor.cli.looking import colour_of, remark, sentence, span
+from smartipc.supervisor.cli.looking import colour_of, coloured, remark, sentence, span
 from smartipc.supervisor.cli.naming import NAME
 from smartipc.supervisor.cli.steering import finish
 from smartipc.supervisor.core.exits import describe
@@ -54,20 +54,20 @@ def _explained(one: Why, *, stacks: bool) -> Iterator[str]:
     if one.next_run_in is not None:
         yield f"  next run in {span(one.next_run_in)}"
     if one.check:
-        yield f"  its check fails: {one.check}"
+        yield f"  its check fails: {one_line(one.check)}"
     if one.status:
-        yield f"  it says: {one.status}"
+        yield f"  it says: {one_line(one.status)}"
     if one.last_exit is not None:
         how = describe(one.last_exit)
         if one.last_exit.reason and one.last_exit.reason not in how:
             how = f"{one.last_exit.reason}; {how}"
-        yield f"  last exit: {how}, after {one.last_exit.uptime:.1f} s, at {one.last_exit_at}"
+        yield f"  last exit: {one_line(how)}, after {one.last_exit.uptime:.1f} s, at {one.last_exit_at}"
     if one.hung_in and not stacks:
         yield "  where it was when it was aborted, innermost first:"
-        yield from (f"    {line.strip()}" for line in one.hung_in)
+        yield from (f"    {one_line(line.strip())}" for line in one.hung_in)
     elif one.stacks and stacks:
         yield "  its stacks when it was aborted:"
-        yield from (f"    {line}".rstrip() for line in one.stacks)
+        yield from (f"    {one_line(line)}".rstrip() for line in one.stacks)
     for other in one.waits_for:
         yield from (f"  {line}" for line in _waits(other))
     if one.events:
@@ -75,7 +75,7 @@ def _explained(one: Why, *, stacks: bool) -> Iterator[str]:
         yield from (f"  {sentence(event)}" for event in one.events)
     if one.lines:
         yield "  its last lines:"
-        yield from (f"    {line.message}" for line in one.lines)
+        yield from (f"    {one_line(line.message)}" for line in one.lines)
 
 
 def _waits(one: Why) -> Iterator[str]:
@@ -85,8 +85,8 @@ def _waits(one: Why) -> Iterator[str]:
 
 
 def _headline(one: Why) -> str:
-    state = click.style(one.state, fg=colour_of(one.state)) if sys.stdout.isatty() else one.state
-    cause = f": {one.cause}" if one.cause else ""
+    state = coloured(one.state, one.state)
+    cause = f": {one_line(one.cause)}" if one.cause else ""
     since = f" for {span(one.seconds)}" if one.cause else ""
     return f"{one.instance} is {state}{since}{cause}"
 

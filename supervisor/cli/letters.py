@@ -10,6 +10,7 @@ import msgspec
 
 from smartipc.ipc import letters
 from smartipc.ipc.letters import LetterNames
+from smartipc.ipc.wire.text import one_line
 from smartipc.supervisor.cli.client import FAILED, USAGE, leave, plain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,7 +51,9 @@ def list_letters(session: Any, as_json: bool) -> None:
     for one in found:
         tries = f"{one.attempts} attempt{'s' if one.attempts != 1 else ''}"
         click.echo(
-            f"{one.id:>6}  {one.at}  {one.kind:<7}  {one.address}  from {one.sender or '-'}  {tries}: {one.reason}"
+            one_line(
+                f"{one.id:>6}  {one.at}  {one.kind:<7}  {one.address}  from {one.sender or '-'}  {tries}: {one.reason}"
+            )
         )
 
 
@@ -67,7 +70,7 @@ def show(session: Any, ident: int, as_json: bool) -> None:
         click.echo(plain(found[0]))
         return
     for name, value in msgspec.to_builtins(found[0]).items():
-        click.echo(f"{name + ':':<10} {value if isinstance(value, str) else plain(value)}")
+        click.echo(f"{name + ':':<10} {one_line(value) if isinstance(value, str) else plain(value)}")
 
 
 def _act(verb: str, does: str) -> Callable[[F], F]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -10,6 +11,7 @@ import click
 import msgspec
 
 from smartipc.ipc import control, steering
+from smartipc.ipc.wire.text import one_line
 from smartipc.supervisor.cli.client import FAILED, NO_SUCH_WORKER, Client, leave, plain
 from smartipc.supervisor.cli.naming import NAME
 
@@ -69,6 +71,12 @@ def colour_of(state: str) -> str:
     return _COLOURS.get(state, "")
 
 
+def coloured(text: str, state: str) -> str:
+    """Return a text in the colour of a state, on a terminal that shows colours to somebody who wants them."""
+    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, fg=colour_of(state)) if wanted and colour_of(state) else text
+
+
 def _table(found: control.AppStatus) -> str:
     rows = [("INSTANCE", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "STATUS")]
     rows += [
@@ -87,9 +95,7 @@ def _table(found: control.AppStatus) -> str:
     lines = [f"app {found.app} {found.state}, supervisor {found.pid}, {found.config}"]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        colour = colour_of(row[1])
-        if colour and sys.stdout.isatty():
-            cells[1] = click.style(cells[1], fg=colour)
+        cells[1] = coloured(cells[1], row[1])
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -110,7 +116,7 @@ def remark(one: control.WorkerStatus) -> str:
         parts.append(one.status)
     if one.last_exit is not None and one.state in ("backoff", "failed", "exited", "scheduled"):
         parts.append(one.last_exit.reason)
-    return "; ".join(parts)
+    return one_line("; ".join(parts))
 
 
 def span(seconds: float | None) -> str:
@@ -135,7 +141,7 @@ def logs(session: Any, name: str, follow: bool, lines: int, as_json: bool) -> No
     found = client.ask(control.cli_logs, control.LogsRequest(name, lines))
     while True:
         for line in found:
-            click.echo(plain(line) if as_json else f"{line.instance} | {line.message}")
+            click.echo(plain(line) if as_json else f"{line.instance} | {one_line(line.message)}")
             after = line.seq
         if not follow:
             return
@@ -177,7 +183,7 @@ def sentence(event: dict[str, Any]) -> str:
     """Return an event as a line for a person."""
     who = f"{event['instance']}#{event['generation']}" if event["instance"] else "app"
     step = f"{event['from']} -> {event['to']}" if event["event"] == "instance.state" else event["event"]
-    return f"{event['seq']:>6} {event['at']} {who}: {step} ({event['cause']})"
+    return one_line(f"{event['seq']:>6} {event['at']} {who}: {step} ({event['cause']})")
 
 
 @click.command()

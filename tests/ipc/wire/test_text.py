@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from smartipc.ipc.wire.text import discreet, shown
+from smartipc.ipc.wire.text import discreet, one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,9 @@ def test_discretion_takes_no_time_whatever_is_said(piece: str) -> None:
     began = time.process_time()
     discreet(piece * 100_000)
     assert time.process_time() - began < 0.5
+
+
+def test_one_line_is_shown_and_not_obeyed() -> None:
+    assert one_line("as it is,\tgrüße 🙂 ") == "as it is,\tgrüße 🙂 "
+    assert one_line("a\nb\r\x1b[2J\x07\x9b\x7f\u202e\u2028") == "a\\nb\\r\\x1b[2J\\x07\\x9b\\x7f\\u202e\\u2028"
+    assert len(one_line("x" * 10_000)) == 10_000
