@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
@@ -31,7 +32,7 @@ from smartipc.ipc.drivers.inheritance import Refusing, in_child
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.hearing import Messages, deliver
-from smartipc.ipc.mapping import Run, mapped, share_of
+from smartipc.ipc.mapping import Run, mapped
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
 from smartipc.ipc.publications import published
@@ -285,15 +286,15 @@ class Endpoint:
         method = contract_of(method, reply_type)
         run = Run(
             self._router.direct if to is None else None,
-            self._router.request,
-            lambda payload: self.request(method, payload, timeout=timeout, to=to),
+            functools.partial(self._router.request, to=to),
             method,
             lambda: _budget(method, timeout),
-            share_of(concurrency),
+            concurrency=concurrency,
+            ordered=ordered,
         )
         if self._topic_burst is not None:
             self._end_burst()
-        return mapped(run, payloads, concurrency=concurrency, ordered=ordered)
+        return mapped(run, payloads)
 
     # streams and channels
 

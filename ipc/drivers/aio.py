@@ -14,10 +14,10 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, replies_of
+from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, Row, replies_of
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.drivers.inheritance import REASON, in_child
 from smartipc.ipc.errors import ConnectionLost, InvalidPayload, LocalProtocolError, RequestTimeout, SmartIpcError
@@ -54,6 +54,7 @@ from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.tracing import outside
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
+from smartipc.ipc.wire.frames import ID_STEP
 from smartipc.ipc.wire.heads import Fault
 
 T = TypeVar("T")
@@ -71,24 +72,6 @@ HIGH_WATER = 1024 * 1024
 """Unsent bytes above which `drained` waits."""
 _IOV = 512
 """Pieces per sendmsg, below every platform's limit."""
-
-
-class Answer(Protocol):
-    """What `Link.post` sets the outcome in; as much of a future as that needs.
-
-    One that has `take_all(answers, payload)` is asked first to take a batch of replies as a whole, and returns whether
-    it did; `answers` may have None for calls that were given up, and other callers' answers.
-    """
-
-    def done(self) -> bool:
-        """Tell whether the outcome is set."""
-        ...
-
-    def set_result(self, reply: bytes, /) -> None:
-        """Take the reply's payload."""
-
-    def set_exception(self, failure: SmartIpcError, /) -> None:
-        """Take what a future of `begin` would raise."""
 
 
 class Link:
@@ -112,7 +95,9 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self.flows: dict[int, Flow] = {}
         """The open streams and channels, by id; whoever puts one in takes it out."""
-        self._futures: dict[int, asyncio.Future[bytes] | Answer] = {}
+        self._futures: dict[int, asyncio.Future[bytes]] = {}
+        self._rows: dict[int, Row] = {}
+        """Whose answer goes to a row instead."""
         self._unsent: list[bytes | bytearray | memoryview] = []
         self._unsent_bytes = 0
         self._writing = False
@@ -162,7 +147,7 @@ class Link:
     @property
     def outstanding(self) -> int:
         """Calls of ours without an answer, and open streams and channels."""
-        return len(self._futures) + len(self.flows)
+        return len(self._futures) + len(self._rows) + len(self.flows)
 
     def fileno(self) -> int:
         """Return the descriptor, for credentials; -1 when closed."""
@@ -241,23 +226,23 @@ class Link:
             self._arm()
         return ident, future
 
-    def post(self, method: str, payload: bytes, answer: Answer, *, timeout: float) -> int:
-        """Send a request as `begin` does, whose outcome is set in `answer`; return its id."""
+    def post(self, method: str, payload: bytes, row: Row, *, timeout: float) -> range:
+        """Send a request as `begin` does, whose answer goes to a row; return its id, as a range."""
         self._require_open(method)
         now = self._loop.time()
         ident = self.connection.request(method, payload, now, timeout=timeout)
-        self._futures[ident] = answer
+        self._rows[ident] = row
         self._push()
         if self._timer is None or now + timeout < self._timer_at:
             self._arm()
-        return ident
+        return range(ident, ident + ID_STEP, ID_STEP)
 
-    def post_all(self, method: str, payload: bytes | bytearray, answers: Sequence[Answer], *, timeout: float) -> range:
-        """Send several requests as `post` does, in one frame, see Connection.request_all; return their ids."""
+    def post_all(self, method: str, payload: bytes | bytearray, count: int, row: Row, *, timeout: float) -> range:
+        """Send several requests in one frame, see Connection.request_all, as `post` does; return their ids."""
         self._require_open(method)
         now = self._loop.time()
-        ids = self.connection.request_all(method, payload, len(answers), now, timeout=timeout)
-        self._futures.update(zip(ids, answers, strict=True))
+        ids = self.connection.request_all(method, payload, count, now, timeout=timeout)
+        self._rows.update(dict.fromkeys(ids, row))
         self._push()
         if self._timer is None or now + timeout < self._timer_at:
             self._arm()
@@ -265,7 +250,8 @@ class Link:
 
     def cancel(self, ident: int) -> None:
         """Give up a request that was begun; ignored when it has an answer."""
-        if self._futures.pop(ident, None) is not None and not self.closed:
+        known = self._futures.pop(ident, None) is not None or self._rows.pop(ident, None) is not None
+        if known and not self.closed:
             self.connection.cancel(ident)
             self._push()
 
@@ -394,14 +380,14 @@ class Link:
         deadline = loop.time() + grace
         while (
             not self.closed
-            and (self._futures or self._unsent or self.connection.streams.unsent)
+            and (self._futures or self._rows or self._unsent or self.connection.streams.unsent)
             and loop.time() < deadline
         ):
-            waits = [one for one in self._futures.values() if isinstance(one, asyncio.Future) and not one.done()]
+            waits = [one for one in self._futures.values() if not one.done()]
             if waits:
                 await asyncio.wait(waits, timeout=deadline - loop.time())
             else:
-                await asyncio.sleep(0.005)  # only unsent bytes are left: the writer callback empties them
+                await asyncio.sleep(0.005)  # rows and unsent bytes: what empties them has no future
         self.close()
 
     def _leave_to_parent(self) -> None:
@@ -438,7 +424,9 @@ class Link:
                 kind = type(event)
                 if kind is ReplyReceived:
                     future = futures.pop(event.id, None)  # type: ignore[union-attr]
-                    if future is not None and not future.done():
+                    if future is None:
+                        self._settle_in_row(event.id, event.payload)  # type: ignore[union-attr]
+                    elif not future.done():
                         future.set_result(event.payload)  # type: ignore[union-attr]
                 elif kind is RequestReceived:
                     host.on_request(self, event)  # type: ignore[arg-type]
@@ -458,20 +446,29 @@ class Link:
             self._release()
 
     def _settle_all(self, event: RepliesReceived) -> None:
-        pop = self._futures.pop
-        answers = [pop(ident, None) for ident in event.ids]
-        take_all = getattr(answers[0], "take_all", None)
-        if take_all is not None and take_all(answers, event.payload):
-            return
+        ids, pop = event.ids, self._rows.pop
+        if ids[0] in self._rows:
+            rows = [pop(ident, None) for ident in ids]
+            row = rows[0]
+            if row is not None and rows.count(row) == len(rows):
+                row.replies(ids, event.payload)
+                return
+            self._rows.update((ident, one) for ident, one in zip(ids, rows, strict=True) if one is not None)
         payloads = replies_of(event)
-        if isinstance(payloads, InvalidPayload):
-            for answer in answers:
-                if answer is not None and not answer.done():
-                    answer.set_exception(payloads)
-            return
-        for answer, payload in zip(answers, payloads, strict=True):
-            if answer is not None and not answer.done():
-                answer.set_result(payload)
+        for index, ident in enumerate(ids):
+            if isinstance(payloads, InvalidPayload):
+                self._settle(ident, payloads)
+                continue
+            future = self._futures.pop(ident, None)
+            if future is None:
+                self._settle_in_row(ident, payloads[index])
+            elif not future.done():
+                future.set_result(payloads[index])
+
+    def _settle_in_row(self, ident: int, payload: bytes) -> None:
+        row = self._rows.pop(ident, None)
+        if row is not None:
+            row.reply(ident, payload)
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -528,8 +525,11 @@ class Link:
 
     def _settle(self, ident: int, error: SmartIpcError) -> None:
         future = self._futures.pop(ident, None)
-        if future is not None and not future.done():
-            future.set_exception(error)
+        if future is not None:
+            if not future.done():
+                future.set_exception(error)
+        elif (row := self._rows.pop(ident, None)) is not None:
+            row.failed(ident, error)
 
     def _settled(self, ident: int, done: asyncio.Future[bytes]) -> None:
         if done.cancelled():

@@ -83,6 +83,19 @@ class Flow(Protocol):
         """An item that was refused would be taken now. Only take note: the link may be locked."""
 
 
+class Row(Protocol):
+    """Several calls that a link answers at one place, see `Link.post_all`: once for each id, where the link reads."""
+
+    def reply(self, ident: int, payload: bytes) -> None:
+        """Take one reply."""
+
+    def replies(self, ids: range, payload: bytes) -> None:
+        """Take replies in a row, all of this row's: a MessagePack array of as many, unless it is malformed."""
+
+    def failed(self, ident: int, failure: SmartIpcError) -> None:
+        """Take what a future of `begin` would raise."""
+
+
 def refuse_open(link: Any, event: OpenReceived, fault: Fault) -> None:
     """Answer the opening of a stream or channel with a fault."""
 

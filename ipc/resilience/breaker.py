@@ -72,13 +72,14 @@ class Breaker:
         self._probing = True
         return None
 
-    def passed(self, now: float) -> bool:
-        """Note that a call did not fail; return whether the state has changed."""
+    def passed(self, now: float, count: int = 1) -> bool:
+        """Note that calls did not fail; return whether the state has changed."""
         if self._open_until is None and now < self._slice_until:
-            self._calls += 1
-            self.total += 1
+            self._calls += count
+            self.total += count
             return False
-        return self.record(now, failed=False)
+        changed = self.record(now, failed=False)
+        return (self.passed(now, count - 1) if count > 1 else False) or changed
 
     def record(self, now: float, *, failed: bool) -> bool:
         """Note a call's outcome; return whether the state has changed."""
