@@ -19,6 +19,7 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import apart
+from smartipc.ipc.drivers.inheritance import REASON, in_child
 from smartipc.ipc.errors import (
     InvalidPayload,
     LocalProtocolError,
@@ -61,6 +62,7 @@ class Messages(Generic[T]):
         self._inbox = inbox
         self._closed = False
         self._entered = False
+        self._inherited = False
         self._wake: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -75,14 +77,21 @@ class Messages(Generic[T]):
         if self._entered:
             raise LocalProtocolError(entered_twice(self._inbox.pattern))
         self._entered = True
+        in_child(self, Messages._leave_to_parent)
         await self._hub.register(self, self._inbox)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        await self._hub.unregister(self._inbox.number)
+        if not self._inherited:
+            self.close()
+            await self._hub.unregister(self._inbox.number)
+
+    def _leave_to_parent(self) -> None:
+        """Hold nothing, in a forked child: what has come is the parent's to read."""
+        self._inherited = True
+        self._inbox.abandon()
 
     def __aiter__(self) -> Messages[T]:
         return self
@@ -99,6 +108,8 @@ class Messages(Generic[T]):
         if batch.rest:  # the last of them is left to the inbox, which then gives credit back for all
             return IpcMessage(batch.rest.pop(), 0, batch.sender, {}, batch.timestamp, None, None, 1, batch.topic)
         while not self._inbox.waiting:
+            if self._inherited:
+                raise LocalProtocolError(REASON)
             if self._inbox.error is not None and not self._closed:
                 self._closed = True
                 raise self._inbox.error

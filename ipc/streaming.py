@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from smartipc.ipc.drivers.aio import Link
+from smartipc.ipc.drivers.inheritance import REASON
 from smartipc.ipc.ends import FlowEnd, Refusals, judged
 from smartipc.ipc.errors import (
     CallError,
@@ -100,7 +101,12 @@ class AsyncEnd(FlowEnd):
 
     # items
 
+    def _require_own(self) -> None:
+        if self._link.inherited:
+            raise LocalProtocolError(REASON)
+
     async def _receive(self) -> Any:
+        self._require_own()
         reception = self._reception
         while not reception.items:
             if self._finished:
@@ -116,6 +122,7 @@ class AsyncEnd(FlowEnd):
         return reception.decode(payload)
 
     async def _send(self, item: Any) -> None:
+        self._require_own()
         payload = encode_item(item, self._sends, self._name)
         if not self._sending.locked() and self._try_send(payload):
             return
@@ -222,6 +229,7 @@ class IpcChannel(AsyncEnd, Generic[S, R]):
 
         Never waits, so it cannot be cancelled half-way.
         """
+        self._require_own()
         self.end_sending()
 
 

@@ -217,6 +217,11 @@ class Inbox:
             "pattern": self.pattern,
         }
 
+    def abandon(self) -> None:
+        """Keep nothing: this is a copy in a forked child."""
+        self.waiting.clear()
+        self.batch.rest.clear()
+
     def forget(self, link: Any) -> None:
         """Drop the bookkeeping of a publisher that is gone; what it sent stays readable."""
         self._origins.pop(link, None)

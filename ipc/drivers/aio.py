@@ -86,6 +86,8 @@ class Link:
     def __init__(self, sock: Stream, connection: Connection, host: LinkHost) -> None:
         self.connection = connection
         self.closed = False
+        self.inherited = False
+        """Whether this is the copy in a forked child."""
         self.error: SmartIpcError | None = None
         self.on_room: Callable[[Link], None] | None = None
         self._sock = sock
@@ -392,7 +394,7 @@ class Link:
 
     def _leave_to_parent(self) -> None:
         """Be closed, in a forked child, without a word to the peer, who knows only the parent."""
-        self.closed = True
+        self.closed = self.inherited = True
         self.error = LocalProtocolError(REASON)
 
     # reading

@@ -120,6 +120,7 @@ class Subscriptions:
 
     def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait as Desk.wait does, and make a lost connection again meanwhile: messages come over it."""
+        self._desk.require_own()
         until = None if timeout is None else time.monotonic() + timeout
         while not done():
             left = _FOR_EVER if until is None else until

@@ -15,13 +15,16 @@ import pytest
 
 import smartipc
 from smartipc import (
+    Channel,
     ConnectFailed,
     ConnectionLost,
+    IpcChannel,
     IpcClient,
     IpcServer,
     LocalProtocolError,
     RequestCancelled,
     RequestTimeout,
+    Stream,
 )
 from smartipc.ipc import sync
 
@@ -266,6 +269,72 @@ async def refusals(server: IpcServer, client: IpcClient) -> int:
             left -= "fork" in str(error)
     await client.aclose()
     await server.aclose()
+    return left
+
+
+def test_what_was_open_is_refused_in_a_forked_child(address: str) -> None:
+    """Also where something has arrived already: the parent will take it."""
+
+    async def main() -> None:
+        async with both(address) as (server, client):
+            talks: list[Any] = []
+
+            async def talk(channel: IpcChannel[int, int]) -> None:
+                talks.append(channel)
+                await channel.send(1)
+                await channel.send(await channel.receive())
+
+            server.handler(Channel("talk", send=int, receive=int))(talk)
+            server.handler(Stream("count", int, int))(range)
+            async with (
+                client.subscribe("a.far") as far,
+                server.subscribe("a.near") as near,
+                client.open_stream(Stream("count", int, int), 3) as items,
+                client.open_channel(Channel("talk", send=int, receive=int)) as channel,
+            ):
+                await server.publish("a.far", 1)
+                await client.publish("a.near", 2)
+                await until(lambda: "1 waiting" in repr(far) and "1 waiting" in repr(near))
+                await until(lambda: "3 waiting" in repr(items) and "1 waiting" in repr(channel))
+                attempts: list[Callable[[], Any]] = [
+                    far.__anext__,
+                    near.__anext__,
+                    items.receive,
+                    items.__anext__,
+                    channel.receive,
+                    channel.__anext__,
+                    lambda: channel.send(1),
+                    channel.close_sending,
+                    talks[0].receive,
+                    lambda: talks[0].send(1),
+                ]
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        os._exit(asyncio.run(not_refused(attempts, [far, near])))
+                    except BaseException:
+                        os._exit(100)
+                _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+                assert os.waitstatus_to_exitcode(status) == 0
+                assert [item async for item in items] == [0, 1, 2]
+                assert await channel.receive() == 1
+                await channel.send(5)
+                assert [item async for item in channel] == [5]
+                assert [(await anext(one)).payload for one in (far, near)] == [1, 2]
+
+    run(main())
+
+
+async def not_refused(attempts: list[Callable[[], Any]], messages: list[Any]) -> int:
+    left = len(attempts)
+    for attempt in attempts:
+        try:
+            async with asyncio.timeout(1):
+                await attempt()
+        except LocalProtocolError as error:
+            left -= "fork" in str(error)
+    for one in messages:
+        await one.__aexit__(None, None, None)  # leaving is no use of it
     return left
 
 

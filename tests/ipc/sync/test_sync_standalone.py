@@ -11,7 +11,15 @@ import pytest
 from ends import SyncEnd
 from kit import wait_for
 
-from smartipc import AuthenticationFailed, ConnectFailed, LocalProtocolError, RemoteProtocolError, RequestTimeout
+from smartipc import (
+    AuthenticationFailed,
+    Channel,
+    ConnectFailed,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestTimeout,
+    Stream,
+)
 from smartipc.ipc import sync
 
 
@@ -73,6 +81,52 @@ def test_a_forked_child_is_refused_and_harms_nothing(server: SyncEnd, address: s
             assert message is not None
             assert message.payload == 4
         assert client.state == "connected"
+
+
+def test_what_was_open_is_refused_in_a_forked_child(server: SyncEnd, address: str) -> None:
+    """Also where something has arrived already: the parent will take it."""
+
+    def talk(channel: sync.IpcChannel[int, int]) -> None:
+        channel.send(1)
+        channel.send(channel.receive())
+
+    server.handler(Channel("talk", send=int, receive=int))(talk)
+    server.handler(Stream("count", int, int))(range)
+    with (
+        sync.connect(address) as client,
+        client.subscribe("a.b") as far,
+        client.open_stream(Stream("count", int, int), 3) as items,
+        client.open_channel(Channel("talk", send=int, receive=int)) as channel,
+    ):
+        server.publish("a.b", 1)
+        whole = ("1 waiting", "3 waiting", "1 waiting")
+        client.closed(0.01)
+        wait_for(
+            lambda: client.closed(0.01) or all(w in repr(x) for w, x in zip(whole, (far, items, channel), strict=True)),
+            "all has come",
+        )
+
+        def child() -> bool:
+            attempts = (
+                lambda: next(far),
+                lambda: far.receive(0.1),
+                items.receive,
+                lambda: next(items),
+                channel.receive,
+                lambda: channel.receive(0.1),
+                lambda: channel.send(1),
+                channel.close_sending,
+            )
+            return all(refused(attempt) for attempt in attempts)
+
+        assert in_child(child)
+        assert list(items) == [0, 1, 2]
+        assert channel.receive() == 1
+        channel.send(5)
+        assert list(channel) == [5]
+        message = far.receive(10)
+        assert message is not None
+        assert message.payload == 1
 
 
 def test_an_idle_client_answers_while_it_waits_and_only_then(server: SyncEnd, address: str) -> None:
