@@ -21,40 +21,32 @@ from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import Direct, QuietHost, RemoteFault, Resume
+from smartipc.ipc.drivers.base import Direct, RemoteFault, Resume
 from smartipc.ipc.drivers.dialling import dial
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import (
-    AuthenticationFailed,
     ConnectFailed,
     ConnectionLost,
-    LocalProtocolError,
-    ProtocolError,
     RequestTimeout,
     SmartIpcError,
 )
 from smartipc.ipc.hearing import Messages
+from smartipc.ipc.hosting import StandaloneHost
 from smartipc.ipc.links import EndSnapshot
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.opening import Opening
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
-    CancelReceived,
     Closed,
     ConsumedReceived,
     GoodbyeReceived,
     MessageReceived,
-    NotifiesReceived,
-    NotifyReceived,
-    OpenReceived,
-    RequestReceived,
-    RequestsReceived,
     SubscribedReceived,
     TopicEvent,
 )
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
-from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
+from smartipc.ipc.protocol.reconnection import HOPELESS, ClientState, Reconnection, in_vain, why
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.serving import Server
 from smartipc.ipc.subscribing import Subscriptions
@@ -65,11 +57,9 @@ from smartipc.ipc.trust.tokens import auth_for
 from smartipc.ipc.wire.limits import Limits
 
 StateListener = Callable[[str], Any]
-HOPELESS = (AuthenticationFailed, ProtocolError)
-"""Failures of a handshake that another try would repeat."""
 
 
-class Line(QuietHost):
+class Line(StandaloneHost):
     """The Router of a client: to the one server, over whichever link there is.
 
     Args:
@@ -101,7 +91,7 @@ class Line(QuietHost):
         # How long a server may be silent is bounded where we wait for it, and is no violation of the protocol.
         self._limits = dataclasses.replace(limits, handshake_timeout=max(limits.handshake_timeout, 2 * timeout))
         self._timeout = timeout
-        self._handlers = Server(links.alone(identity.name), registry, self)
+        self.handlers = Server(links.alone(identity.name), registry, self)
         self._topics = Subscriptions(self._usable)
         self._leaving = False
         self._gone = asyncio.Event()
@@ -152,9 +142,8 @@ class Line(QuietHost):
                 failure = self.link.error or ConnectionLost()
                 if self.machine.lost(self._loop.time(), str(failure)):
                     self._tell()
-            elif self.machine.failed(self._loop.time(), str(failure), hopeless=isinstance(failure, HOPELESS)):
-                hopeless = isinstance(failure, HOPELESS)
-                self._failure = failure if hopeless else ConnectFailed(self.address, _why(failure))
+            elif self.machine.failed(self._loop.time(), why(failure), hopeless=isinstance(failure, HOPELESS)):
+                self._failure = in_vain(failure, self.address)
                 self._tell()
             if self.machine.state is ClientState.CLOSED:
                 return
@@ -191,7 +180,7 @@ class Line(QuietHost):
         self._gone.clear()
         if link.closed:
             self._gone.set()
-        self._handlers.links.add(link)
+        self.handlers.links.add(link)
         if self.machine.opened(self._loop.time()):
             self._tell()
         return None
@@ -207,7 +196,7 @@ class Line(QuietHost):
         link = self.link
         if link is not None and not link.closed:
             link.goodbye("the client is closing")
-            await self._handlers.drain(grace)
+            await self.handlers.drain(grace)
             await link.aclose(max(0.0, until - self._loop.time()))
         if self.machine.close():
             self._tell()
@@ -251,7 +240,7 @@ class Line(QuietHost):
         resume: Resume | None = None,
     ) -> bytes:
         """Call the server; see Router."""
-        _only_one(to, slot)
+        links.only_one(to, slot)
         until = (self._loop.time() if resume is None else resume.began) + timeout
         attempt = 1
         while True:
@@ -289,15 +278,8 @@ class Line(QuietHost):
 
     async def reach(self, name: str, *, timeout: float, to: Peer | None, slot: int | None, key: str | None) -> Link:  # noqa: ARG002 - see request
         """Return the link as soon as there is one; see Router."""
-        _only_one(to, slot)
+        links.only_one(to, slot)
         return await self._usable(name, self._loop.time() + timeout, timeout)
-
-    def trial(self, link: Link, name: str) -> None:
-        """Let everything pass: there is no other destination to turn to; see Router."""
-
-    async def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
-        """Return the loss as it is: no more can be known; see Router."""
-        return lost
 
     async def broadcast(
         self,
@@ -317,12 +299,6 @@ class Line(QuietHost):
         except expected as error:
             answer = error
         return [(_peer(self.link), answer)]
-
-    def burst(self, topic: Topic[Any]) -> None:
-        """Begin none; see Router."""
-
-    def flush(self) -> None:
-        """Do nothing: there are no bursts."""
 
     async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Hand a message to the server; see Router."""
@@ -357,30 +333,6 @@ class Line(QuietHost):
 
     # LinkHost
 
-    def on_request(self, link: Link, event: RequestReceived) -> None:
-        """Serve what the server asks."""
-        self._handlers.on_request(link, event)
-
-    def on_requests(self, link: Link, event: RequestsReceived) -> None:
-        """Serve them."""
-        self._handlers.on_requests(link, event)
-
-    def on_notify(self, link: Link, event: NotifyReceived) -> None:
-        """Serve it."""
-        self._handlers.on_notify(link, event)
-
-    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
-        """Serve them."""
-        self._handlers.on_notifies(link, event)
-
-    def on_open(self, link: Link, event: OpenReceived) -> None:
-        """Serve it."""
-        self._handlers.streams.on_open(link, event)
-
-    def on_cancel(self, link: Link, event: CancelReceived) -> None:
-        """Cancel the handler."""
-        self._handlers.on_cancel(link, event.id)
-
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
         self._topics.on_message(link, event)
@@ -401,7 +353,7 @@ class Line(QuietHost):
 
     def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Cancel what the server had asked for; the keeper sees the rest."""
-        self._handlers.closed(link)
+        self.handlers.closed(link)
         self._topics.lost(link)
         if link is self.link:
             self._gone.set()
@@ -525,14 +477,5 @@ def connect(
     return Opening(opened)
 
 
-def _only_one(to: Peer | None, slot: int | None) -> None:
-    if to is not None or slot is not None:
-        raise LocalProtocolError("a client has one server: to= and slot= are for workers and servers")
-
-
 def _peer(link: Link | None) -> str:
     return (link.peer.name if link is not None and link.peer is not None else "") or "the server"
-
-
-def _why(error: BaseException) -> str:
-    return error.reason if isinstance(error, (ConnectFailed, ConnectionLost)) else str(error)

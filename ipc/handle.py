@@ -19,22 +19,17 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import Direct, QuietHost
+from smartipc.ipc.drivers.base import Direct
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.hearing import Hub, Messages
+from smartipc.ipc.hosting import ServingHost
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.protocol.events import (
-    CancelReceived,
     Closed,
     ConsumedReceived,
     MessageReceived,
     MessagesReceived,
-    NotifiesReceived,
-    NotifyReceived,
-    OpenReceived,
-    RequestReceived,
-    RequestsReceived,
 )
 from smartipc.ipc.publishing import Publisher
 from smartipc.ipc.resilience.dead_letters import DeadLetters
@@ -144,7 +139,7 @@ class SmartIpc(Endpoint):
         gate = Gate(launch, directory)
         letters = DeadLetters(launch.dead_letters) if launch.dead_letters else None
         self._hub = arrivals.hub = Hub(launch, port, retained, gate)
-        self._server = arrivals.server = Server(launch, registry, arrivals, directory, gate, letters)
+        self._server = arrivals.handlers = Server(launch, registry, arrivals, directory, gate, letters)
         parts = self._caller, self._publisher, self._hub
         router = GuardedRouter(*parts, gate) if gate.restricts else InstanceRouter(*parts)
         super().__init__(registry, router)
@@ -279,7 +274,7 @@ class SmartIpc(Endpoint):
         self._publisher.directory_changed()
 
 
-class _Arrivals(QuietHost):
+class _Arrivals(ServingHost):
     """The LinkHost of a worker: hands what arrives on any link to the part that it is for.
 
     A goodbye needs nothing: the directory says so too, and new calls are refused unprocessed until it does.
@@ -288,31 +283,6 @@ class _Arrivals(QuietHost):
     caller: Caller
     publisher: Publisher
     hub: Hub
-    server: Server
-
-    def on_request(self, link: Link, event: RequestReceived) -> None:
-        """Serve it."""
-        self.server.on_request(link, event)
-
-    def on_requests(self, link: Link, event: RequestsReceived) -> None:
-        """Serve them."""
-        self.server.on_requests(link, event)
-
-    def on_notify(self, link: Link, event: NotifyReceived) -> None:
-        """Serve it."""
-        self.server.on_notify(link, event)
-
-    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
-        """Serve them."""
-        self.server.on_notifies(link, event)
-
-    def on_open(self, link: Link, event: OpenReceived) -> None:
-        """Serve it."""
-        self.server.streams.on_open(link, event)
-
-    def on_cancel(self, link: Link, event: CancelReceived) -> None:
-        """Cancel the handler."""
-        self.server.on_cancel(link, event.id)
 
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
@@ -335,4 +305,4 @@ class _Arrivals(QuietHost):
         if life is not None:
             self.publisher.lost(life)
         self.hub.forget(link)
-        self.server.closed(link)
+        self.handlers.closed(link)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 from smartipc.ipc.control import Entry, Launch, Traffic
+from smartipc.ipc.errors import LocalProtocolError
 from smartipc.ipc.message import Peer
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.routing.directory import DirectoryState
@@ -96,3 +97,13 @@ def path_of(address: str) -> str:
 def alone(name: str) -> Launch:
     """Return the facts of a process that nobody launched: it listens nowhere by itself and belongs to no app."""
     return Launch(app="", worker=name, slot=0, generation=0, target="", run_id="")
+
+
+def only_one(to: Peer | None, slot: int | None) -> None:
+    """Refuse what chooses among servers: a client has one.
+
+    Raises:
+        LocalProtocolError: something is chosen.
+    """
+    if to is not None or slot is not None:
+        raise LocalProtocolError("a client has one server: to= and slot= are for workers and servers")

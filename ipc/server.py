@@ -19,24 +19,19 @@ from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import QuietHost, RemoteFault, Resume
+from smartipc.ipc.drivers.base import RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.hearing import Messages
+from smartipc.ipc.hosting import StandaloneHost
 from smartipc.ipc.links import EndSnapshot
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
 from smartipc.ipc.opening import Opening
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
-    CancelReceived,
     Closed,
     ConsumedReceived,
-    NotifiesReceived,
-    NotifyReceived,
-    OpenReceived,
-    RequestReceived,
-    RequestsReceived,
     TopicEvent,
 )
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
@@ -49,7 +44,7 @@ log = logging.getLogger("smartipc.server")
 _ACCEPTS_PER_TURN = 64
 
 
-class Exchange(QuietHost):
+class Exchange(StandaloneHost):
     """The Router of a server: to its clients, each over the link that it made.
 
     Args:
@@ -157,13 +152,6 @@ class Exchange(QuietHost):
         """Return the link of one client; see Router."""
         return self._link_of(name, to, slot, key)[0]
 
-    def trial(self, link: Link, name: str) -> None:
-        """Let everything pass: there is no other destination to turn to; see Router."""
-
-    async def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
-        """Return the loss as it is: no more can be known; see Router."""
-        return lost
-
     async def broadcast(
         self,
         name: str,
@@ -185,12 +173,6 @@ class Exchange(QuietHost):
                 return peer.name, error
 
         return list(await asyncio.gather(*(one(peer) for peer in tuple(self.clients.values()))))
-
-    def burst(self, topic: Topic[Any]) -> None:
-        """Begin none; see Router."""
-
-    def flush(self) -> None:
-        """Do nothing: there are no bursts."""
 
     async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
@@ -225,30 +207,6 @@ class Exchange(QuietHost):
         self.clients[link] = Peer(link.peer.name, number, link.peer.generation, link.peer.pid, ready=True)
         self.topics.join(link, number)
         self.handlers.links.add(link)
-
-    def on_request(self, link: Link, event: RequestReceived) -> None:
-        """Serve it."""
-        self.handlers.on_request(link, event)
-
-    def on_requests(self, link: Link, event: RequestsReceived) -> None:
-        """Serve them."""
-        self.handlers.on_requests(link, event)
-
-    def on_notify(self, link: Link, event: NotifyReceived) -> None:
-        """Serve it."""
-        self.handlers.on_notify(link, event)
-
-    def on_notifies(self, link: Link, event: NotifiesReceived) -> None:
-        """Serve them."""
-        self.handlers.on_notifies(link, event)
-
-    def on_open(self, link: Link, event: OpenReceived) -> None:
-        """Serve it."""
-        self.handlers.streams.on_open(link, event)
-
-    def on_cancel(self, link: Link, event: CancelReceived) -> None:
-        """Cancel the handler."""
-        self.handlers.on_cancel(link, event.id)
 
     def on_topic(self, link: Link, event: TopicEvent) -> None:
         """Relay it."""

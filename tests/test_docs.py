@@ -34,6 +34,21 @@ def test_every_module_has_its_layer() -> None:
     assert unplaced() == []
 
 
+def test_the_design_draws_the_layers_in_their_order() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    drawn = re.search(r"## Layers.*?```\n(.*?)```", (DOCS / "explanation" / "design.md").read_text(), re.DOTALL)
+    assert drawn is not None
+    rooms = re.findall(r"^(\w+): (.*?)(?=^\w+:|\Z)", drawn[1], re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in rooms] == ["ipc", "supervisor", "workers"]
+    for name, picture in rooms:
+        (layers,) = [one["layers"] for one in contracts if one.get("containers") == [f"smartipc.{name}"]]
+        place = {module.strip(): number for number, layer in enumerate(layers) for module in layer.split("|")}
+        levels = [re.findall(r"\w+", level) for level in picture.split(">")]
+        assert [place[level[0]] for level in levels] == sorted({place[level[0]] for level in levels})
+        for level in levels:
+            assert {place[module] for module in level} == {place[level[0]]}, level
+
+
 @pytest.mark.parametrize("name", sorted({*smartipc.__all__, *sync.__all__}))
 def test_the_reference_lists_every_public_name(name: str) -> None:
     reference = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from smartipc.ipc.errors import AuthenticationFailed, ConnectFailed, ConnectionLost, ProtocolError, SmartIpcError
+
 FIRST_DELAY = 0.1
 FACTOR = 2.0
 LONGEST_DELAY = 5.0
@@ -21,6 +23,9 @@ SPREAD = 0.2
 """Share of a delay by which jitter moves it, either way, inside the cap."""
 STABLE = 5.0
 """Seconds after which a connection counts as one that lasted."""
+
+HOPELESS = (AuthenticationFailed, ProtocolError)
+"""Failures of a handshake that another try would repeat."""
 
 
 class ClientState(StrEnum):
@@ -121,3 +126,13 @@ class Reconnection:
             return False
         self.state = after
         return True
+
+
+def why(failure: SmartIpcError) -> str:
+    """Return what is to be said of a try that failed, without naming the address again."""
+    return failure.reason if isinstance(failure, (ConnectFailed, ConnectionLost)) else str(failure)
+
+
+def in_vain(failure: SmartIpcError, address: str) -> SmartIpcError:
+    """Return what the first connection fails with, when this was its last try."""
+    return failure if isinstance(failure, HOPELESS) else ConnectFailed(address, why(failure))

@@ -23,11 +23,8 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
-    AuthenticationFailed,
     ConnectFailed,
     ConnectionLost,
-    LocalProtocolError,
-    ProtocolError,
     RequestTimeout,
     SmartIpcError,
 )
@@ -42,7 +39,7 @@ from smartipc.ipc.protocol.events import (
     TopicEvent,
 )
 from smartipc.ipc.protocol.handshake import RELAYED, Identity
-from smartipc.ipc.protocol.reconnection import ClientState, Reconnection
+from smartipc.ipc.protocol.reconnection import HOPELESS, ClientState, Reconnection, in_vain, why
 from smartipc.ipc.routing import attempts
 from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.endpoint import Endpoint
@@ -55,8 +52,6 @@ from smartipc.ipc.trust.tokens import auth_for
 from smartipc.ipc.wire.limits import Limits
 
 StateListener = Callable[[str], Any]
-HOPELESS = (AuthenticationFailed, ProtocolError)
-"""Failures of a handshake that another try would repeat."""
 
 
 class Line(Desk):
@@ -137,8 +132,8 @@ class Line(Desk):
                     raise self._none_yet(name)
                 self._ending.wait(delay)
             failure = self._once(until)
-            if failure is not None and self._in_vain(failure):
-                raise failure if isinstance(failure, HOPELESS) else ConnectFailed(self.address, _why(failure))
+            if failure is not None and self._gave_up(failure):
+                raise in_vain(failure, self.address)
 
     def _see_out(self, link: Link, until: float) -> None:
         """Let a link end whose server is going: calls under way on it may still be answered."""
@@ -149,8 +144,8 @@ class Line(Desk):
         if self.machine.lost(time.monotonic(), str(link.error or "")):
             self._tell()
 
-    def _in_vain(self, failure: SmartIpcError) -> bool:
-        ended = self.machine.failed(time.monotonic(), _why(failure), hopeless=isinstance(failure, HOPELESS))
+    def _gave_up(self, failure: SmartIpcError) -> bool:
+        ended = self.machine.failed(time.monotonic(), why(failure), hopeless=isinstance(failure, HOPELESS))
         if ended:
             self._tell()
         return ended
@@ -229,16 +224,9 @@ class Line(Desk):
 
     # Router
 
-    def request(self, call: Call) -> bytes:
-        """Call the server; see Router."""
-        self.start(call)
-        while not call.done:
-            self.drive((call,))
-        return call.result()
-
     def start(self, call: Call) -> None:
         """Send a call, making the connection first if need be; see Router."""
-        _only_one(call)
+        links.only_one(call.to, call.slot)
         while not call.done and call.link is None:
             try:
                 link = self.usable(call.deadline, call.method)
@@ -275,7 +263,7 @@ class Line(Desk):
 
     def notify(self, call: Call) -> None:
         """Write one one-way message; see Router."""
-        _only_one(call)
+        links.only_one(call.to, call.slot)
         while True:
             link = self.usable(call.deadline, call.method)
             with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
@@ -284,15 +272,8 @@ class Line(Desk):
 
     def reach(self, call: Call) -> Link:
         """Return the link, made anew if need be; see Router."""
-        _only_one(call)
+        links.only_one(call.to, call.slot)
         return self.usable(call.deadline, call.method)
-
-    def trial(self, link: Link, name: str) -> None:
-        """Let everything pass: there is no other destination to turn to; see Router."""
-
-    def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
-        """Return the loss as it is: no more can be known; see Router."""
-        return lost
 
     def everyone(self, call: Call) -> list[Call]:
         """Return the one call: the server is everybody; see Router."""
@@ -442,12 +423,3 @@ def connect(
         line.end(0.0)
         raise
     return IpcClient(line, registry, called)
-
-
-def _only_one(call: Call) -> None:
-    if call.to is not None or call.slot is not None:
-        raise LocalProtocolError("a client has one server: to= and slot= are for workers and servers")
-
-
-def _why(error: BaseException) -> str:
-    return error.reason if isinstance(error, (ConnectFailed, ConnectionLost)) else str(error)

@@ -79,6 +79,20 @@ class Desk(Server, abc.ABC):
         """Decide on a call whose attempt failed. Here: nothing is tried again."""
         call.error = error
 
+    def request(self, call: Call) -> bytes:
+        """Carry a call to its end; see Router."""
+        self.start(call)
+        while not call.done:
+            self.drive((call,))
+        return call.result()
+
+    def trial(self, link: Link, name: str) -> None:
+        """Let everything pass: there is no other destination to turn to; see Router."""
+
+    def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
+        """Return the loss as it is: no more can be known; see Router."""
+        return lost
+
     @abc.abstractmethod
     def start(self, call: Call) -> None:
         """Send a call: it is on a link then, or done."""

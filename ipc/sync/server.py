@@ -107,13 +107,6 @@ class Exchange(Desk):
 
     # Router
 
-    def request(self, call: Call) -> bytes:
-        """Call one client; see Router."""
-        self.start(call)
-        while not call.done:
-            self.drive((call,))
-        return call.result()
-
     def start(self, call: Call) -> None:
         """Send a call to one client; see Router."""
         self.require_own()
@@ -138,13 +131,6 @@ class Exchange(Desk):
         """Return the link of one client; see Router."""
         self.require_own()
         return self._link_of(call)
-
-    def trial(self, link: Link, name: str) -> None:
-        """Let everything pass: there is no other destination to turn to; see Router."""
-
-    def mourn(self, lost: ConnectionLost, link: Link) -> ConnectionLost:  # noqa: ARG002 - the shape of every router
-        """Return the loss as it is: no more can be known; see Router."""
-        return lost
 
     def everyone(self, call: Call) -> list[Call]:
         """Return one call for every client, in the order they came; see Router."""

@@ -8,6 +8,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from smartipc.ipc.errors import (
+    AuthenticationFailed,
+    ConnectFailed,
+    ConnectionLost,
+    RemoteProtocolError,
+    SmartIpcError,
+)
 from smartipc.ipc.protocol.reconnection import (
     FIRST_DELAY,
     LONGEST_DELAY,
@@ -17,6 +24,8 @@ from smartipc.ipc.protocol.reconnection import (
     Cause,
     ClientState,
     Reconnection,
+    in_vain,
+    why,
 )
 
 
@@ -106,6 +115,27 @@ def test_closing_is_final_and_told_once() -> None:
     assert not machine.lost(1.0, "late news")
     assert not machine.opened(1.0)
     assert "closed" in repr(machine)
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (ConnectFailed("unix:///a", "nobody listens"), "nobody listens"),
+        (ConnectionLost("the server", "it went"), "it went"),
+        (RemoteProtocolError("no hello"), str(RemoteProtocolError("no hello"))),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_failed_try_is_told_without_its_address(failure: SmartIpcError, said: str) -> None:
+    assert why(failure) == said
+
+
+def test_the_first_connection_fails_with_what_another_try_would_not_change() -> None:
+    wrong = AuthenticationFailed("wrong token")
+    assert in_vain(wrong, "unix:///a") is wrong
+    failed = in_vain(ConnectionLost("the server", "it went"), "unix:///a")
+    assert isinstance(failed, ConnectFailed)
+    assert (failed.address, failed.reason) == ("unix:///a", "it went")
 
 
 class Lives(RuleBasedStateMachine):
