@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ log = logging.getLogger("smartipc.supervisor")
 SCRIPT = Path(__file__).with_name("guardian.py")
 _AGAIN = 1.0
 """Seconds between two attempts to have a guardian."""
+_LEAVE = 1.0
+"""Seconds that a dismissed one may take to go."""
 
 
 class Guard:
@@ -60,6 +63,8 @@ class Guard:
         self._write(f"run {self._run_id}\n")
         for line in self._groups.values():
             self._write(line)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
 
     def add(self, pid: int, grace: float) -> None:
         """Have this group ended, within `grace` seconds, should the supervisor die."""
@@ -78,7 +83,7 @@ class Guard:
 
     def _replace(self) -> None:
         """Have another one in its place: at once, unless this one died young."""
-        log.warning("the guardian, process %s, died: another one is started", self.pid)
+        log.warning("the guardian, process %s, died or does not listen: another one is started", self.pid)
         self._reap()
         if self._loop.time() - self._started_at < _AGAIN:
             self._later = self._loop.call_later(_AGAIN, self._try)
@@ -94,13 +99,13 @@ class Guard:
             self._later = self._loop.call_later(_AGAIN, self._try)
 
     def _write(self, line: str) -> bool:
+        """Write a line, whole or not at all (PIPE_BUF); False if it is dead, or stopped and its pipe full."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line.encode())
+            return self._process.stdin.write(line.encode()) is not None
         except OSError:
             return False
-        return True
 
     def _reap(self) -> None:
         process, self._process = self._process, None
@@ -127,4 +132,8 @@ class Guard:
                 process.stdin.write(b"quit\n")
                 process.stdin.close()
             process.stdout.close()
-            process.wait()
+            try:
+                process.wait(_LEAVE)
+            except subprocess.TimeoutExpired:
+                process.kill()  # it is stopped, and there is nothing left to guard
+                process.wait()

@@ -16,6 +16,8 @@ import time
 
 PERIOD = 0.05
 """Seconds between two looks at what is still alive, only after the supervisor's death."""
+LOOKS = 100
+"""Most looks for what carries the run's mark: something that cannot be killed must not keep us for ever."""
 
 
 def start_time(pid: int) -> str | None:
@@ -77,15 +79,25 @@ def end_all(groups: dict[int, tuple[str, float]]) -> None:
 
 def end_marked(run: str) -> None:
     """Kill every process of the run that has left its group: marked by its environment."""
-    mark = f"SMARTIPC_RUN_ID={run}".encode()
+    for _ in range(LOOKS):
+        if not kill_marked(f"SMARTIPC_RUN_ID={run}".encode()):
+            return
+        time.sleep(PERIOD)
+
+
+def kill_marked(mark: bytes) -> bool:
+    """Kill those that a look at all processes shows; return whether there were any. They may have started others."""
+    found = False
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/environ", "rb") as file:
                 marked = mark in file.read().split(b"\0")
             if marked and int(name) != os.getpid():
                 os.kill(int(name), signal.SIGKILL)
+                found = True
         except OSError:
             continue
+    return found
 
 
 def main() -> None:

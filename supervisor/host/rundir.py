@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -27,6 +28,8 @@ CONTROL_SOCKET = "control.sock"
 RETAINED = "retained"
 """Folder with the last values of retained topics, written by the workers; it ends with the app."""
 _LOCK = "lock"
+_LOOKS, _LOOK = 5, 0.01
+"""How often, and with how many seconds in between, a lock is asked for before it counts as another supervisor's."""
 
 
 class AlreadyRunning(SmartIpcError):  # noqa: N818 - a state, as FileExists is
@@ -99,8 +102,7 @@ class RuntimeDirectory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         elif self._link.is_symlink():
             self._link.unlink()  # of a run that had a directory of its own choice and was killed
-        _make_private(self.path)
-        self._lock = _lock(self.path / _LOCK, self.app)
+        self._lock = _take(self.path, self.app)
         self.earlier = tuple(dict.fromkeys((*read_record(self.path).runs, *earlier)))
         for left in self.path.iterdir():
             if stat.S_ISSOCK(left.lstat().st_mode):
@@ -192,14 +194,29 @@ def _make_private(path: Path) -> None:
         raise UnsafeDirectory(str(path), f"is open to others; run: chmod 700 {path}")
 
 
-def _lock(path: Path, app: str) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = _pid_in(descriptor)
-        os.close(descriptor)
-        raise AlreadyRunning(app, pid) from None
+def _take(directory: Path, app: str) -> int:
+    """Make the directory, and lock it; return the descriptor that holds the lock."""
+    looks = _LOOKS
+    while True:
+        _make_private(directory)
+        try:
+            descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # a predecessor that ends has removed the directory since
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(directory / _LOCK)):
+                break
+            os.close(descriptor)  # its file was replaced: this lock would keep nobody out
+        except FileNotFoundError:  # likewise, by nothing yet
+            os.close(descriptor)
+        except BlockingIOError:
+            pid = _pid_in(descriptor)
+            os.close(descriptor)
+            looks -= 1
+            if not looks:
+                raise AlreadyRunning(app, pid) from None
+            time.sleep(_LOOK)  # a command that only looks holds the lock, too, for a moment
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

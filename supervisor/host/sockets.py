@@ -107,17 +107,20 @@ def _bind(address: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a killed predecessor: one that nobody listens on."""
+    """Remove the socket of a killed predecessor: one that nobody listens on. A full queue is a listener, too."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+        except BlockingIOError:
+            return
 
 
 def _bound(spec: SocketSpec, sock: socket.socket) -> str:

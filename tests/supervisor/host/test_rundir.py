@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,35 @@ def test_a_directory_that_was_deleted_meanwhile_ends_in_peace() -> None:
         shutil.rmtree(directory.path)
         directory.record("one", "")  # it warns
     assert not (directory.path / RECORD).exists()
+
+
+def test_a_lock_file_that_was_removed_while_it_was_taken_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that ends removes its lock file, directory and all, just when a successor has opened it."""
+    first = RuntimeDirectory("a", None)
+    first.__enter__()
+    flock, left = fcntl.flock, [first]
+
+    def late(descriptor: int, how: int) -> None:
+        if left:
+            left.pop().__exit__(None, None, None)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with RuntimeDirectory("a", None) as second:
+        assert not left
+        assert (second.path / "lock").read_text() == f"{os.getpid()}\n"
+        with pytest.raises(AlreadyRunning):
+            RuntimeDirectory("a", None).__enter__()
+
+
+def test_a_look_at_the_lock_is_no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands look whether the lock of a killed run is held, and hold it themselves for that moment."""
+    killed(RuntimeDirectory("a", None), "one")
+    look = os.open(base_directory() / "a" / "lock", os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: fcntl.flock(look, fcntl.LOCK_UN))
+    try:
+        with RuntimeDirectory("a", None) as directory:
+            assert running_apps()[0].directory == str(directory.path)
+    finally:
+        os.close(look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_a_stale_path_is_replaced_and_a_used_one_is_not(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Address already in use"):
         other.apply([SocketSpec("a", f"unix://{path}")])
     assert path.read_text() == "precious"
+
+
+def test_a_path_whose_listener_accepts_nobody_is_in_use(tmp_path: Path) -> None:
+    """A full queue is a listener, too, and asking must not wait until there is room."""
+    path = tmp_path / "s"
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        busy.bind(str(path))
+        busy.listen(0)
+        with pytest.raises(BlockingIOError):
+            for _ in range(100):
+                caller = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                caller.setblocking(False)
+                caller.connect(str(path))
+        with pytest.raises(OSError, match="Address already in use"):
+            Sockets().apply([SocketSpec("a", f"unix://{path}")])
 
 
 def test_what_sd_listen_fds_reads() -> None:
