@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from smartipc.ipc import control
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from smartipc.supervisor.runner import App
 
 log = logging.getLogger("smartipc.supervisor")
+_BREATH = 0.5
+"""Seconds without listening when a command cannot be let in."""
 _LONGEST_WAIT = 30.0
 """Seconds that one long poll may take."""
 
@@ -48,6 +52,8 @@ class ControlServer(QuietHost):
     def __init__(self, app: App, path: str) -> None:
         self._app = app
         self._listener = UnixSocketTransport(path).listen()
+        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY)
+        """Given up for a command when there is no other descriptor left: that is when people look."""
         self._links: set[Link] = set()
         self._tasks: dict[tuple[Link, int], asyncio.Task[None]] = {}
         self._watches: dict[tuple[Link, str], Messages[Any]] = {}
@@ -78,6 +84,8 @@ class ControlServer(QuietHost):
         """Answer what can be answered, then end."""
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
+        if self._reserve is not None:
+            os.close(self._reserve)
         for task in tuple(self._tasks.values()):
             task.cancel()
         if self._tasks:
@@ -91,12 +99,23 @@ class ControlServer(QuietHost):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            log.warning("control socket: %s", error)
+            if self._reserve is not None:
+                os.close(self._reserve)
+                self._reserve = None
+                self._accept()
+                return
+            log.warning("control socket: %s", error.strerror)
+            self._loop.remove_reader(self._listener.fileno())  # it would be readable for as long as that lasts
+            self._loop.call_later(_BREATH, self._listen_again)
             return
         if not same_user(sock):
             sock.close()
             return
         self._links.add(Link(sock, Connection("server", Identity(control.SUPERVISOR, self._app.pid)), self))
+
+    def _listen_again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
 
     # LinkHost
 
@@ -115,6 +134,9 @@ class ControlServer(QuietHost):
     def on_closed(self, link: Link, event: Closed) -> None:
         """Forget what that command watched."""
         self._links.discard(link)
+        if self._reserve is None:
+            with suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY)
         for (of, _ident), task in list(self._tasks.items()):
             if of is link:
                 task.cancel()

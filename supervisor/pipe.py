@@ -124,7 +124,7 @@ class WorkerPipe(QuietHost):
         app, life, worker = self._app, self._life, self._worker
         slot = int(life.instance.rpartition(":")[2])
         try:
-            limits.apply(life.pid, worker.limits, slot)
+            limits.apply(life.pid, limits.for_child(worker.limits), slot)
         except OSError as error:
             life.ending = control.Ending(1, f"limits: {error.strerror}")
             app.host.kill(life)

@@ -56,6 +56,7 @@ from smartipc.supervisor.events import EventLog, iso
 from smartipc.supervisor.hooks import Hooks
 from smartipc.supervisor.host.journal import open_journal, state_directory
 from smartipc.supervisor.host.life import Life
+from smartipc.supervisor.host.limits import raise_our_own
 from smartipc.supervisor.host.output import Output
 from smartipc.supervisor.host.predecessors import Predecessors
 from smartipc.supervisor.host.process import ProcessHost, SpawnError
@@ -101,6 +102,7 @@ def run_app(spec: AppSpec, services: Sequence[Service] = ()) -> int:
         AlreadyRunning: another supervisor runs it.
         UnsafeDirectory: the runtime directory cannot be used.
     """
+    raise_our_own()
     handler = logs.configure(spec.supervisor.log)
     try:
         with (
@@ -356,11 +358,23 @@ class App:
         """Perform orders; after each spawn the loop turns, so that status answers while hundreds start."""
         while self._work:
             order = self._work.popleft()
-            self._perform(order)
+            try:
+                self._perform(order)
+            except Exception as error:  # one order must not keep the others from being performed, the shutdown least
+                log.exception("an order cannot be performed: %r", order)
+                self._give_up(order, error)
             if isinstance(order, Spawn) and self._work:
                 self._loop.call_soon(self._perform_some)
                 return
         self._working = False
+
+    def _give_up(self, order: Order, error: Exception) -> None:
+        if isinstance(order, Spawn):
+            life = self._life(order.instance, order.generation)
+            if life is None:
+                self.spawn_failed(order.instance, order.generation, f"{type(error).__name__}: {error}")
+            else:
+                self.host.kill(life)
 
     def _perform(self, order: Order) -> None:
         match order:

@@ -23,7 +23,11 @@ from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.host import entry
 from smartipc.supervisor.host.exits import facts_of_code
 from smartipc.supervisor.host.forkserver import ForkServer, environment, no_main
+from smartipc.supervisor.host.launch import abandon
 from smartipc.supervisor.host.passing import Passed
+
+_DESCRIPTORS = 8
+"""What multiprocessing needs for a start at most: a socket, two pipes, and then our own for its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +117,42 @@ class FunctionStarter:
             process = context.Process(
                 target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
             )
+            _make_sure_of_room()
             with self._environment(worker), no_main():
                 process.start()
             undo.pop_all()
         # multiprocessing would reap it behind our back at the next start, and join it at exit.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         pid: int = process.pid
-        return Begun(pid, _pidfd(pid, process.sentinel), pipe, process.sentinel, process)
+        try:
+            pidfd = _pidfd(pid, process.sentinel)
+        except OSError:  # no descriptor left: without one its end would not be noticed
+            abandon(pid)
+            forget(process, None)
+            pipe.close()
+            raise
+        return Begun(pid, pidfd, pipe, process.sentinel, process)
 
     def _environment(self, worker: WorkerSpec) -> contextlib.AbstractContextManager[None]:
         """Mark what is started from its exec on; a fork server that has died is started again, as it was."""
         if worker.start_method == "forkserver":
             return self.fork_server.environment()
         return environment(SMARTIPC_RUN_ID=self._run_id)
+
+
+def _make_sure_of_room() -> None:
+    """Find out before a fork server is asked: a request that breaks off half-way ends it, with all it has imported.
+
+    Raises:
+        OSError: there are not enough descriptors left.
+    """
+    taken: list[int] = []
+    try:
+        for _ in range(_DESCRIPTORS):
+            taken.append(os.dup(0))  # noqa: PERF401 - what was taken must be known when one fails
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 def told_exit(sentinel: int) -> ExitFacts | None:

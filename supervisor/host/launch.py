@@ -135,6 +135,15 @@ def launch(program: Program) -> int:
     return pid
 
 
+def abandon(pid: int) -> None:
+    """End a process that was started and cannot be looked after, with its group, and reap it where it is our child."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
 def become(program: Program, parent: int, report: int) -> NoReturn:
     """Turn this process, a fresh fork of `parent`, into the program; a failure is written to `report`."""
     step = "cannot start"

@@ -9,9 +9,33 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from smartipc.supervisor.core.process_spec import LimitsSpec
+
+_before: int | None = None
+"""The soft limit of open files that we were started with, if we have raised it for ourselves."""
+
+
+def raise_our_own() -> None:
+    """Allow this process as many descriptors as the hard limit says: a supervisor holds several per instance.
+
+    Children get back what we were started with (`for_child`), because a program that uses select() cannot have more.
+    """
+    global _before  # noqa: PLW0603 - limits are of the process, and so is this
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):  # macOS allows less than it says
+            return
+        _before = soft
+
+
+def for_child(limits: LimitsSpec) -> LimitsSpec:
+    """Return what a child is to be given: what is written, and our first limit of open files where nothing is."""
+    return replace(limits, open_files=_before) if limits.open_files is None and _before is not None else limits
 
 
 def apply(pid: int, limits: LimitsSpec, slot: int) -> None:

@@ -22,11 +22,11 @@ import msgspec
 from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core import stacks
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
-from smartipc.supervisor.host import functions
+from smartipc.supervisor.host import functions, limits
 from smartipc.supervisor.host.exits import OomWatch, facts_of
 from smartipc.supervisor.host.functions import Begun, FunctionStarter
 from smartipc.supervisor.host.guard import Guard
-from smartipc.supervisor.host.launch import LaunchError, Program, find_user
+from smartipc.supervisor.host.launch import LaunchError, Program, abandon, find_user
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.logfile import LogFile, LogFiles
 from smartipc.supervisor.host.orphans import Orphans
@@ -159,6 +159,16 @@ class ProcessHost:
         Raises:
             SpawnError: no process came to be; nothing is left open.
         """
+        try:
+            life = self._begin(worker, instance, generation, env, warm=warm)
+        except OSError as error:  # no descriptor, no memory, no process: whatever it is, it is one failed try
+            raise SpawnError(f"cannot start: {error.strerror or error}") from error
+        self.lives[instance, generation] = life
+        self._guard.add(life.group, worker.stop.timeout)
+        self._loop.add_reader(life.pidfd, self._died, life)
+        return life
+
+    def _begin(self, worker: WorkerSpec, instance: str, generation: int, env: dict[str, str], *, warm: bool) -> Life:
         with contextlib.ExitStack() as ours_on_failure, contextlib.ExitStack() as theirs:
             to: dict[Stream, str | None] = {"stdout": worker.logs.stdout, "stderr": worker.logs.stderr}
             files = {stream: self._file(path, worker, instance, ours_on_failure) for stream, path in to.items()}
@@ -177,9 +187,6 @@ class ProcessHost:
         life.files = [file for file in files.values() if file is not None]
         life.pipes = frozenset(os.fstat(read).st_ino for read, _ in reads)
         life.drains = [Drain(read, self._emitter(life, stream, files[stream])) for read, stream in reads]
-        self.lives[instance, generation] = life
-        self._guard.add(life.group, worker.stop.timeout)
-        self._loop.add_reader(life.pidfd, self._died, life)
         return life
 
     @staticmethod
@@ -230,7 +237,7 @@ class ProcessHost:
                     ends[0],
                     ends[1],
                     sockets=self.sockets.descriptors(worker.sockets),
-                    limits=worker.limits,
+                    limits=limits.for_child(worker.limits),
                     slot=int(instance.rpartition(":")[2]),
                     user=user,
                     umask=worker.umask,
@@ -238,7 +245,12 @@ class ProcessHost:
             )
         except (LaunchError, LookupError) as error:
             raise SpawnError(str(error)) from error
-        return Life(instance, generation, pid, time.monotonic(), os.pidfd_open(pid), pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # no descriptor left: without one its end would not be noticed
+            abandon(pid)
+            raise
+        return Life(instance, generation, pid, time.monotonic(), pidfd, pid)
 
     def _file(self, to: str | None, worker: WorkerSpec, instance: str, stack: contextlib.ExitStack) -> LogFile | None:
         if to is None or to == "inherit":

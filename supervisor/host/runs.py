@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable, Mapping
 
 from smartipc.ipc.control import ExitFacts
+from smartipc.supervisor.core.process_spec import NO_LIMITS
+from smartipc.supervisor.host import limits
 from smartipc.supervisor.host.exits import facts_of
 from smartipc.supervisor.host.launch import Program, User, launch
 from smartipc.supervisor.host.output import Drain
@@ -56,7 +58,7 @@ class Runs:
         """
         read, write = os.pipe()
         try:
-            pid = launch(Program(argv, env, cwd, write, write, user=user))
+            pid = launch(Program(argv, env, cwd, write, write, limits=limits.for_child(NO_LIMITS), user=user))
         except BaseException:
             os.close(read)
             raise
