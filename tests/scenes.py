@@ -46,3 +46,10 @@ async def handle(
     finally:
         ipc._begin_stop("the end of the scene")
         await ipc._close(2.0)
+
+
+async def until(look: Callable[[], object]) -> None:
+    """Let the loop turn until `look` is true, for at most ten seconds."""
+    async with asyncio.timeout(10):
+        while not look():
+            await asyncio.sleep(0.001)

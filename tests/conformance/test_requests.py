@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import wait_for
 
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import Entry
@@ -137,13 +138,6 @@ def people(*many: Person) -> Iterator[None]:
 
 def nobody(_: Any) -> None:
     """Serve nothing."""
-
-
-def wait_for(look: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not look():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
 
 
 # size

@@ -595,10 +595,17 @@ def test_a_sender_waits_for_a_peer_that_does_not_read(
                 for _ in range(20_000):
                     await c.notify("w.take", bytes(1000))
 
+            def unsent() -> int:
+                return link._unsent_bytes + link.connection.queued
+
             flooding = asyncio.create_task(flood())
-            await asyncio.sleep(0.2)
+            while not link.congested:
+                await asyncio.sleep(0)
+            before = unsent()
+            for _ in range(100):
+                await asyncio.sleep(0)
             assert not flooding.done()
-            assert link._unsent_bytes + link.connection.queued < 3 * 1024 * 1024
+            assert before <= unsent() < 3 * 1024 * 1024
             w._loop.add_reader(server.fileno(), server._readable)
             await flooding
             assert await c.request("w.take", b"") == 20_002

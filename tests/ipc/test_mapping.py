@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from scenes import Scene, play
+from scenes import Scene, play, until
 from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method
@@ -141,31 +141,31 @@ def test_failures_are_raised_at_their_place(live: Callable[[Scene], None]) -> No
 def test_leaving_cancels_what_is_under_way(live: Callable[[Scene], None]) -> None:
     async def scene(stage: Stage) -> None:
         async with handle(stage, "c") as c, handle(stage, "w") as w:
-            cancelled = asyncio.Event()
+            running: set[int] = set()
 
             @w.handler(double)
             async def _(number: int) -> int:
                 if number:
+                    running.add(number)
                     try:
                         await asyncio.sleep(60)
-                    except asyncio.CancelledError:
-                        cancelled.set()
-                        raise
+                    finally:
+                        running.remove(number)
                 return number
 
             await c.request(double, 0)
             replies = c.map(double, range(5), concurrency=3)
             assert await anext(replies) == 0
+            await until(lambda: running)
             await replies.aclose()  # type: ignore[attr-defined]
-            await cancelled.wait()
+            await until(lambda: not running)
             (link,) = c._caller.links.values()
             assert not link.outstanding
 
             waiting = asyncio.create_task(collected(c.map(double, range(1, 5))))
-            await asyncio.sleep(0.01)
-            cancelled.clear()
+            await until(lambda: running == {1, 2, 3, 4})
             waiting.cancel()
-            await cancelled.wait()
+            await until(lambda: not running)
             assert not link.outstanding
 
     live(scene)

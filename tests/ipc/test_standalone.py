@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scenes import until
 
 import smartipc
 from smartipc import (
@@ -47,11 +48,6 @@ async def both(address: str) -> AsyncIterator[tuple[IpcServer, IpcClient]]:
     async with smartipc.serve(address, name="srv") as server, smartipc.connect(address, name="one") as client:
         server.handler("echo")(lambda payload: payload)
         yield server, client
-
-
-async def until(look: Callable[[], bool]) -> None:
-    while not look():
-        await asyncio.sleep(0.005)
 
 
 def test_both_ways_of_opening(address: str) -> None:

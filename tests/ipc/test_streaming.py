@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-from scenes import Scene, handle, play
+from scenes import Scene, handle, play, until
 
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Channel, Method, Stream
@@ -65,11 +65,6 @@ def live(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
 def the_link(ipc: SmartIpc) -> Link:
     (link,) = ipc._caller.links.values()
     return link
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def serve_rows(ipc: SmartIpc) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import Scene
+from scenes import Scene, until
 from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Topic
@@ -44,12 +44,6 @@ def live() -> Callable[[Scene], None]:
 
 def handle(stage: Stage, worker: str, slot: int = 0, **more: Any) -> contextlib.AbstractAsyncContextManager[SmartIpc]:
     return scene_handle(stage, worker, slot, retained=f"{stage.folder}/retained", **more)
-
-
-async def until(look: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not look():
-            await asyncio.sleep(0.002)
 
 
 async def take(messages: Any, count: int) -> list[IpcMessage[Any]]:

@@ -78,9 +78,7 @@ elif mode == "listen":
 elif mode == "escape":
     env = {} if len(sys.argv) > 2 else None
     subprocess.Popen(["sleep", "1000"], start_new_session=True, env=env, stdout=subprocess.DEVNULL)
-    subprocess.Popen(["sh", "-c", "setsid sh -c 'sleep 1001 & sleep 1002' & exit"], env=env)
-    time.sleep(0.1)
-    print("escaped", flush=True)
+    subprocess.Popen(["sh", "-c", "setsid sh -c 'sleep 1001 & echo escaped; sleep 1002' & exit"], env=env)
     signal.pause()
 elif mode == "facts":
     import json, resource
@@ -506,7 +504,7 @@ workers:
 """)
     row = one.wait_state("w:0", "ready")
     wait_for(lambda: "escaped" in one.out.read_text(), "children in sessions of their own")
-    assert descendants_of(one) == ["sleep 1000", "sleep 1001", "sleep 1002"]
+    wait_for(lambda: descendants_of(one) == ["sleep 1000", "sleep 1001", "sleep 1002"], "all three children")
     if how == "stop":
         assert one.ctl("stop", "w").returncode == 0
         assert descendants_of(one) == [], "success is reported when all are gone"
@@ -514,7 +512,7 @@ workers:
         os.kill(row["pid"], signal.SIGKILL)
         one.wait_state("w:0", "ready", generation=2)
         wait_for(lambda: one.out.read_text().count("escaped") == 2, "the successor's children")
-        assert len(descendants_of(one)) == 3, "the predecessor's are gone"
+        wait_for(lambda: len(descendants_of(one)) == 3, "the successor's three children, the predecessor's gone")
     (swept,) = [event for event in one.events() if event["event"] == "instance.swept"]
     for name in ("sleep 1000", "sleep 1001", "sleep 1002"):
         assert name in swept["cause"]

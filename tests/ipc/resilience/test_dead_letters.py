@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import Scene, play
+from scenes import Scene, play, until
 from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method, Topic
@@ -124,12 +124,6 @@ def handle(
     stage: Stage, worker: str, letters: DeadLetters, **more: Any
 ) -> contextlib.AbstractAsyncContextManager[SmartIpc]:
     return scene_handle(stage, worker, dead_letters=letters._path, **more)
-
-
-async def until(look: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not look():
-            await asyncio.sleep(0.005)
 
 
 safe = Method("w.safe", int, type(None), idempotent=True)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 import pytest
+from kit import wait_for
 
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import ExitFacts, Launch
@@ -93,11 +94,9 @@ def pool(stage: Stage, size: int = 1, **more: int) -> Iterator[SmartIpc]:
         yield ipc
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
+def under_way(ipc: SmartIpc) -> int:
+    """Count the calls that are written and not answered."""
+    return sum(link.outstanding for link in list(ipc._caller.links.values()))
 
 
 @contextmanager
@@ -289,7 +288,7 @@ def test_a_killed_worker_is_named_with_its_exit_facts_in_time(stage: Stage) -> N
         noticed: list[float] = []
 
         def kill() -> None:
-            time.sleep(0.1)
+            wait_for(lambda: under_way(ipc), "the call to be written")
             os.kill(pid, signal.SIGKILL)
             noticed.append(time.monotonic())
             os.waitpid(pid, 0)
@@ -310,11 +309,19 @@ def test_a_lost_link_to_a_life_that_goes_on_is_no_death(stage: Stage) -> None:
     launch = stage.add("math")
     ipc = stage.handle(stage.add("client"))
     with forked(stage, launch) as pid:
-        threading.Timer(0.1, os.kill, (pid, signal.SIGKILL)).start()
-        began = time.monotonic()
+        killed: list[float] = []
+
+        def kill() -> None:
+            wait_for(lambda: under_way(ipc), "the call to be written")
+            killed.append(time.monotonic())
+            os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
         with pytest.raises(ConnectionLost) as lost:
             ipc.request(slow, 30.0)
-        assert 0.2 < time.monotonic() - began < 1.0
+        assert 0.1 < time.monotonic() - killed[0] < 1.0
+        killer.join()
         assert (lost.value.instance, lost.value.processed) == ("math:0", "maybe")
     ipc._close(1)
 
@@ -326,7 +333,7 @@ def test_an_idempotent_call_goes_on_at_another_instance(stage: Stage) -> None:
         second = stage.add("math", 1, generation=2)
 
         def kill() -> None:
-            time.sleep(0.1)
+            wait_for(lambda: under_way(ipc), "the call to be written")
             with_second.set()
             assert up.wait(10)
             os.kill(pid, signal.SIGKILL)
@@ -453,21 +460,23 @@ def test_map_survives_a_death_in_the_pool(stage: Stage) -> None:
     with forked(stage, first) as pid, forked(stage, second):
 
         def kill() -> None:
-            time.sleep(0.15)
+            wait_for(lambda: "math:0" in names, "an answer of the one to kill")
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             stage.set("math:0", "backoff", ExitFacts(signal="SIGKILL"))
 
+        names: list[str] = []
         killer = threading.Thread(target=kill)
         killer.start()
-        names = list(ipc.map(safe, [0.02] * 60, concurrency=8))
+        for name in ipc.map(safe, [0.02] * 60, concurrency=8):
+            names.append(name)  # noqa: PERF402 - the killer looks on
         killer.join()
         assert len(names) == 60
         assert set(names) == {"math:0", "math:1"}
     ipc._close(1)
 
 
-def test_two_threads_map_over_the_same_pool(stage: Stage) -> None:
+def test_several_threads_map_over_the_same_pool(stage: Stage) -> None:
     with pool(stage, 3) as ipc:
         sums: list[int] = []
 

@@ -7,6 +7,7 @@ import time
 
 import msgspec
 import pytest
+from kit import wait_for
 
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, LocalProtocolError, Overloaded
@@ -39,9 +40,7 @@ def test_messages_arrive_in_order_and_typed(stage: Stage) -> None:
         ipc = stage.handle(stage.add("writer"))
         for number in range(3000):
             ipc.publish(items, Item(number))
-        deadline = time.monotonic() + 20
-        while len(got) < 3000 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: len(got) == 3000, "every message")
         ipc._close(1)
     assert [message.payload.number for message in got] == list(range(3000))
     assert (got[0].topic, got[0].sender, got[0].missed) == ("items.new", "writer:0", 0)
@@ -71,9 +70,7 @@ def test_patterns_and_several_subscribers(stage: Stage) -> None:
         ipc = stage.handle(stage.add("writer"))
         for topic in ("a.b", "a.b.c", "b.a", "end.now"):
             ipc.publish(topic, None)
-        deadline = time.monotonic() + 10
-        while (len(got["one"]), len(got["rest"]), len(got["all"])) != (1, 2, 3) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: [len(one) for one in got.values()] == [1, 2, 3], "what each asked for")
         assert not one.stopping
         assert not rest.stopping
         ipc._close(1)
@@ -112,9 +109,7 @@ def test_publish_waits_for_a_slow_reader_and_nowait_refuses(stage: Stage) -> Non
         assert not done.wait(0.2)
         go_on.set()
         thread.join()
-        deadline = time.monotonic() + 10
-        while len(got) < 50 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: len(got) == 50, "every message")
         ipc._close(1)
     assert got == list(range(50))
 
@@ -197,9 +192,7 @@ def test_subscriber_functions_run_in_the_home_thread(stage: Stage, late: bool) -
         ipc.serve()
 
     with stage.running(stage.add("reader"), worker) as reader:
-        deadline = time.monotonic() + 10
-        while len(reader._directory.state.subscriptions) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_for(lambda: len(reader._directory.state.subscriptions) == 2, "its subscriptions")
         ipc = stage.handle(stage.add("writer"))
         for number in range(20):
             ipc.publish(items, Item(number))
@@ -305,10 +298,7 @@ def test_credit_starts_anew_with_a_new_link_to_the_same_life(stage: Stage) -> No
         for number in range(40):
             ipc.publish(items, Item(number))
             if number % 10 == 9:
-                deadline = time.monotonic() + 10
-                while len(got) <= number:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.005)
+                wait_for(lambda published=number + 1: len(got) == published, "what was published")
                 next(iter(ipc._caller.links.values())).close("test")
         ipc._close(1)
     assert got == list(range(40))

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from scenes import until
 
 from smartipc.ipc.contracts import Channel, Method, Stream
 from smartipc.ipc.control import Allow, BreakerPlan
@@ -251,11 +252,6 @@ def test_streams_and_channels_are_opened_by_the_same_rules(live: Callable[[Scene
             assert went[:2] == ["[0, 1]", "[]"]
 
     live(scene)
-
-
-async def until(look: Callable[[], bool]) -> None:
-    while not look():
-        await asyncio.sleep(0.005)
 
 
 def test_a_rate_limit_answers_with_when_to_come_again(live: Callable[[Scene], None]) -> None:
