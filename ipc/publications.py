@@ -90,6 +90,10 @@ class Lane:
         """Use credit for that many messages of one batch; only where the publisher waits for credit."""
         self.sent += count
 
+    def give_back_many(self, count: int) -> None:
+        """Undo `take_many` for messages that were not sent after all."""
+        self.sent -= count
+
     def give_back(self, message: Outgoing) -> None:
         """Undo `take`: the message could not be sent at all. One that drops will be told of it as of a lost one."""
         self.sent -= 1

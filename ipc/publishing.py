@@ -21,14 +21,13 @@ from smartipc.ipc.errors import (
     FrameTooLarge,
     Overloaded,
 )
+from smartipc.ipc.gathering import Gathering
 from smartipc.ipc.links import LIMITS
 from smartipc.ipc.protocol.events import ConsumedReceived
 from smartipc.ipc.publications import Lane, Outgoing, member
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.subscribers import Key, key_of
-from smartipc.ipc.wire.codec import UNFIT, append
-from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK
 
 _LEAST = 16
 """Messages for which a burst is worth while."""
@@ -311,75 +310,46 @@ class Publisher:
                     await self._credit()
 
 
-class TopicBurst:
-    """Messages in a row on one topic, for the same subscribers: encoded once, and framed once per subscriber.
+class TopicBurst(Gathering):
+    """A gathering that goes on for as long as credit and the loop turn last.
 
     Args:
         topic: the contract.
-        directory: whose state must stay what it is; another thread may change it at any moment.
+        directory: see Gathering.
         pairs: the subscribers, which all take batches, and the links to them.
         room: messages for which all of them have credit.
     """
 
-    __slots__ = ("_count", "_data", "_directory", "_limit", "_pairs", "_room", "_size", "_state", "_type", "topic")
+    __slots__ = ("_pairs",)
 
     def __init__(self, topic: Topic[Any], directory: Directory, pairs: list[tuple[Lane, Link]], room: int) -> None:
-        self.topic = topic
-        self._directory = directory
-        self._state = directory.state
-        self._type = topic.payload
-        self._pairs = pairs
         # Each batch wakes every subscriber: with many of them, larger ones cost less in waking than they delay.
-        self._limit = _BATCH if len(pairs) == 1 else 2 * _BATCH
-        self._room = room
-        self._count = 0
-        self._size = ARRAY.size
-        self._data = bytearray(ARRAY.size)
+        super().__init__(topic, directory, room, _BATCH if len(pairs) == 1 else 2 * _BATCH)
+        self._pairs = pairs
 
-    def add(self, payload: Any) -> bool:
-        """Append a message; return whether it was done."""
-        if not self._room or type(payload) is not self._type or self._directory.state is not self._state:
-            return False
-        data = self._data
-        try:
-            append(payload, data, -1)
-        except UNFIT:
-            del data[self._size :]
-            return False
-        size = len(data)
-        if size > LIMITS.chunk:
-            del data[self._size :]
-            return False
-        self._room -= 1
-        self._count += 1
-        self._size = size
-        if size > self._limit:
-            self._send()
-            for _lane, link in self._pairs:
-                link.burst()
-        return True
+    def leave(self) -> None:
+        """Send what was gathered, at once: it is enough to work on while the next batch is made."""
+        self._send()
+        for _lane, link in self._pairs:
+            link.burst()
 
     def close(self) -> None:
-        """Send what was collected and take no more."""
-        self._room = 0
-        if self._count:
+        """Send what was gathered and take no more."""
+        self.room = 0
+        if self.count:
             self._send()
 
     def _send(self) -> None:
-        count, self._count, self._size = self._count, 0, ARRAY.size
-        data = self._data
-        ARRAY.pack_into(data, 0, ARRAY_MARK, count)
-        body = bytes(data)
-        del data[ARRAY.size :]
+        count, body = self.take()
         for lane, link in self._pairs:
             try:
                 link.publish_batch(lane.one.number, self.topic.name, body)
             except ConnectionLost:  # its process is going: at most once
-                self._room = 0
+                self.room = 0
                 continue
             lane.take_many(count)
             if link.congested:
-                self._room = 0
+                self.room = 0
 
 
 def _check_size(encoded: bytes) -> None:

@@ -134,13 +134,13 @@ class Inbox:
             self._keep(event, link)
         return self._settle(origin, size_of(event.payload))
 
-    def arrived_together(self, event: MessagesReceived, link: Any) -> bool:
-        """Keep a batch; False if each of its messages must be looked at, because some may be dropped or do not fit."""
+    def arrived_together(self, event: MessagesReceived, link: Any) -> int:
+        """Keep a batch and return its size; 0 if each message must be looked at: some may be dropped, or do not fit."""
         if self.overflow != "block":
-            return False
+            return 0
         payloads = codec.decode_all(event.payload, self.payload_type)
         if not payloads:
-            return False
+            return 0
         sender, when = link.peer.name if link.peer else "", epoch(event.received_at)
         step = max(1, self.window // _SHARE)
         for start in range(0, len(payloads), step):
@@ -149,7 +149,7 @@ class Inbox:
             last = some.pop(0)
             batch = Batch(last, some, sender, when, event.topic, len(some) + 1)
             self.waiting.append(_Item(None, link, 0, batch))
-        return True
+        return len(payloads)
 
     def restore(self, events: list[tuple[MessageReceived, Kept]]) -> None:
         """Put retained messages in that were published before this subscription was known, newest of each topic."""

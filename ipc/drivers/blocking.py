@@ -344,6 +344,11 @@ class Link:
             wait=wait,
         )
 
+    def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
+        """Send several messages in one frame, as Connection.publish_batch, never waiting; raises as notify does."""
+        self._require_open(topic)
+        self._say(lambda: self.connection.publish_batch(number, topic, payload), topic, wait=False)
+
     def relay(self, say: Callable[[Topics], None], *, wait: bool = True) -> None:
         """Let `say` queue something of the connection's topics, and send it; raises, and waits, as publish does."""
         self._require_open("")
@@ -426,6 +431,17 @@ class Link:
         """Write what the socket takes without waiting; return whether everything is out."""
         with self._lock:
             return self.closed or self._send_some()
+
+    def flush_all(self, until: float | None = None) -> None:
+        """Write until everything is out, reading meanwhile, the link is over, or that time."""
+        try:
+            if not self.flush():
+                self._send_rest(until)
+        except SmartIpcError:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
 
     def _say(self, what: Callable[[], None], needed_for: str = "", *, wait: bool = True) -> None:
         """Queue and write; what is not `needed_for` anything is dropped in silence when the link is over."""

@@ -33,6 +33,7 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.hearing import Messages
+from smartipc.ipc.sync.publishing import Publisher
 from smartipc.ipc.sync.router import Router
 from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener
 from smartipc.ipc.tracing import current_deadline, with_trace
@@ -66,6 +67,8 @@ class Endpoint:
         self._delivering = False
         self._letters: DeadLetters | None = None
         self._letter_name = ""
+        self._gatherer: Publisher | None = None
+        """What gathers messages of a flood, where there is one."""
 
     # requests
 
@@ -113,6 +116,8 @@ class Endpoint:
             LocalProtocolError: the handle was inherited through fork.
             Exception: an error that the contract declares, as itself.
         """
+        if self._gatherer is not None:
+            self._gatherer.end_burst()
         if (
             timeout is None
             and to is None
@@ -145,6 +150,8 @@ class Endpoint:
             RequestTimeout: no instance became ready within `timeout` seconds; the message is a dead letter.
             NoSuchWorker, WorkerDied, InvalidPayload, FrameTooLarge: as request.
         """
+        if self._gatherer is not None:
+            self._gatherer.end_burst()
         contract = method if isinstance(method, Method) else None
         call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
         try:
@@ -165,6 +172,8 @@ class Endpoint:
         Raises:
             NoSuchWorker, InvalidPayload: as request; errors of single instances are in their outcomes.
         """
+        if self._gatherer is not None:
+            self._gatherer.end_burst()
         contract = method if isinstance(method, Method) else None
         calls = self._router.everyone(_call(method, payload, contract, timeout=timeout))
         waiting = list(calls)
@@ -235,6 +244,8 @@ class Endpoint:
                     except StopIteration:
                         more = False
                     else:
+                        if self._gatherer is not None:
+                            self._gatherer.end_burst()
                         call = _call(method, payload, method, timeout=timeout, to=to)
                         running.append(call)
                         self._router.start(call)
@@ -308,6 +319,9 @@ class Endpoint:
         name, encoded, item, declared = opening(stream, request, item_type)
         router = self._router
 
+        if self._gatherer is not None:
+            self._gatherer.end_burst()
+
         def make(link: Link) -> Items[Any]:
             return Items(link, name, Reception(item, name=name, declared=declared), None, router, router)
 
@@ -343,6 +357,8 @@ class Endpoint:
             raise LocalProtocolError(misuse(channel, "a Channel: both ends need its types"))
         name, declared = channel.name, tuple(channel.errors)
         router = self._router
+        if self._gatherer is not None:
+            self._gatherer.end_burst()
 
         def make(link: Link) -> IpcChannel[Send, Receive]:
             reception: Reception[Receive] = Reception(channel.receive, name=name, declared=declared, duplex=True)
@@ -372,6 +388,10 @@ class Endpoint:
     def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
         """Send to every subscription of the topic; waits while one whose policy is "block" has its window full.
 
+        The message is written when this returns, but for a worker that publishes without end: then it is written with
+        those that follow it, before anything else that the handle says or waits for, and within a millisecond unless
+        something keeps the interpreter from other threads.
+
         With `retain` the value is kept as the topic's last, for whoever subscribes later, also when this process is
         gone by then. An interrupt may leave the later subscriptions without it.
 
@@ -380,8 +400,13 @@ class Endpoint:
             FrameTooLarge: it exceeds the limit of a message.
             LocalProtocolError: `retain` where nothing is kept.
         """
+        gatherer = self._gatherer
+        if gatherer is not None and not retain and gatherer.add(topic, payload):
+            return
         name, encoded = published(topic, payload)
         self._router.publish(name, encoded, retain=retain)
+        if gatherer is not None and not retain and type(topic) is Topic:
+            gatherer.follow(topic)
 
     def publish_nowait(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> int:
         """Send to every subscription, or to none, and return how many.

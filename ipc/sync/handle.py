@@ -157,6 +157,7 @@ class SmartIpc(Endpoint):
         router = GuardedRouter(*parts, gate) if gate.restricts else InstanceRouter(*parts)
         super().__init__(registry, router)
         self._letters = letters
+        self._gatherer = self._publisher
         self._letter_name = links.instance_name(launch)
         self.app = launch.app
         self.worker = launch.worker
@@ -212,7 +213,11 @@ class SmartIpc(Endpoint):
         self._server.wait(self._stop.is_set)
 
     def beat(self) -> None:
-        """Say that this worker's own loop still turns; `serve` and every other waiting member do it by themselves."""
+        """Say that this worker's own loop still turns; `serve` and every other waiting member do it by themselves.
+
+        What was published in a flood leaves, as far as sockets have room.
+        """
+        self._publisher.end_burst(wait=False)
         self._port.turned()
 
     def set_status(self, text: str) -> None:
@@ -266,6 +271,7 @@ class SmartIpc(Endpoint):
                 self._server.drain(until)
                 self._publisher.drain(min(until, time.monotonic() + LAST_MESSAGES))
         finally:
+            self._publisher.close()
             self._server.close()
             self._caller.close(max(0.1, until - time.monotonic()))
             if self._letters is not None:
@@ -274,6 +280,7 @@ class SmartIpc(Endpoint):
                 self._directory.listeners.remove(self._directory_changed)
 
     def _before_sleep(self) -> None:
+        self._publisher.end_burst(wait=False)
         self._caller.flush()
         self._publisher.flush()
 

@@ -17,6 +17,7 @@ import msgspec
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
+from smartipc.ipc.drivers.base import apart
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
     InvalidPayload,
@@ -24,7 +25,7 @@ from smartipc.ipc.errors import (
 )
 from smartipc.ipc.links import instance_name
 from smartipc.ipc.message import IpcMessage
-from smartipc.ipc.protocol.events import MessageReceived
+from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.port import ControlPort
@@ -72,6 +73,8 @@ class Messages(Generic[T]):
         self.letters: DeadLetters | None = None
         """Where messages go whose function failed."""
         self.worker = ""
+        self.passing: Callable[[], bool] = bool
+        """Tells whether a message at hand may be returned without `hub.wait`."""
 
     def __repr__(self) -> str:
         return f"<Messages {self._inbox.pattern!r}, {len(self._inbox.waiting)} waiting>"
@@ -118,6 +121,11 @@ class Messages(Generic[T]):
         """
         if not self._entered:
             raise LocalProtocolError(not_entered(self._inbox.pattern, "with"))
+        batch = self._inbox.batch
+        if batch.rest and self.passing():
+            with self._lock:
+                if batch.rest:  # the last of them is left to the inbox, which then gives credit back for all
+                    return batch.message(batch.rest.pop())
         while True:
             if not self._hub.wait(self._settled, timeout):
                 return None
@@ -170,6 +178,17 @@ class Messages(Generic[T]):
             link.consumed(self._inbox.number, owed)
         return self.function is not None
 
+    def arrived_together(self, event: MessagesReceived, link: Any) -> int:
+        """Keep a batch of messages, or each of them by the policy; return how many wait for a function."""
+        with self._lock:
+            count = self._inbox.arrived_together(event, link)
+        if count:
+            return count if self.function is not None else 0
+        return sum(
+            self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
+            for payload in apart(event, link)
+        )
+
     def restore(self, events: list[tuple[MessageReceived, Kept]]) -> int:
         """Put the topics' last values in; return how many wait for a function."""
         with self._lock:
@@ -209,6 +228,7 @@ class Hub:
         self._stopping = False
         self.wait = server.wait
         server.on_published = self.on_message
+        server.on_published_together = self.on_messages
         server.on_lost = self.forget
 
     def __repr__(self) -> str:
@@ -228,6 +248,7 @@ class Hub:
         inbox = subscription_of(number, topic, queue=queue, max_pending=max_pending, overflow=overflow)
         messages: Messages[Any] = Messages(self, inbox)
         messages.letters, messages.worker = self._letters, self._worker
+        messages.passing = self._server.passing
         return messages
 
     def register(self, messages: Messages[Any], inbox: Inbox) -> None:
@@ -265,6 +286,17 @@ class Hub:
         messages = self._open.get(event.number)
         if messages is not None and messages.arrived(event, link):
             self._server.post(messages.deliver)
+
+    def on_messages(self, link: Link, event: MessagesReceived) -> None:
+        """Pass a batch on, as on_message."""
+        if not self._gate.hears(link.peer, event.topic):
+            for payload in apart(event, link):
+                self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
+            return
+        messages = self._open.get(event.number)
+        if messages is not None:
+            for _ in range(messages.arrived_together(event, link)):
+                self._server.post(messages.deliver)
 
     def stop(self) -> None:
         """Let every iteration end after what has arrived."""

@@ -9,15 +9,19 @@ import functools
 import logging
 import threading
 import time
+from typing import Any
 
+from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Subscription
 from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.drivers.inheritance import in_child
 from smartipc.ipc.errors import (
     ConnectFailed,
     ConnectionLost,
     FrameTooLarge,
     Overloaded,
 )
+from smartipc.ipc.gathering import Gathering
 from smartipc.ipc.links import LIMITS
 from smartipc.ipc.protocol.events import ConsumedReceived
 from smartipc.ipc.publications import Lane, Outgoing, member
@@ -26,8 +30,13 @@ from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.subscribers import Key, key_of
 from smartipc.ipc.sync.call import Life
 from smartipc.ipc.sync.calling import DIAL_AGAIN, Caller
+from smartipc.ipc.sync.flushing import Flood, Flusher
 from smartipc.ipc.sync.serving import Server
 
+_LEAST = 16
+"""Messages for which a burst is worth while."""
+_BATCH = 16 * 1024
+"""Bytes of a batch: a part of a window, so that the subscriber consumes one while the next is made."""
 log = logging.getLogger("smartipc.topics")
 
 
@@ -42,6 +51,10 @@ class Publisher:
         self._lanes: dict[Key, Lane] = {}
         self._lock = threading.RLock()  # a message that cannot be sent may end its link, which reports back
         self._turn = 0
+        self._burst: TopicBurst | None = None
+        self._flood = Flood()
+        self._flusher = Flusher(self._look)
+        in_child(self, Publisher._leave_to_parent)
         caller.on_credit = self.consumed
         caller.on_lost = self.lost
 
@@ -51,6 +64,7 @@ class Publisher:
     def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription, waiting for credit of those that block; see Endpoint.publish."""
         self._caller.require_own()
+        self.end_burst()
         _check_size(encoded)
         stamp = self._retained.put(topic, encoded) if retain else 0
         targets = self._directory.state.subscribed(topic)
@@ -64,6 +78,84 @@ class Publisher:
         for queue, _members in targets.queues:
             while not self._shared(queue, topic, encoded, stamp):
                 pass
+
+    def add(self, topic: Topic[Any] | str, payload: Any) -> bool:
+        """Let a message join those before it, if it is one of many in a row; return whether it was done.
+
+        It leaves with a full batch, with whatever the handle says or waits for next, or by the flusher.
+        """
+        burst = self._burst
+        if burst is None or topic is not burst.topic:
+            return False
+        with self._lock:
+            if burst is not self._burst or not burst.add(payload):
+                return False
+        if burst.stuck:
+            for link in burst.stuck_links():
+                link.flush_all()
+        return True
+
+    def follow(self, topic: Topic[Any]) -> None:
+        """Note that a message was published the long way; begin to gather if there is no end of them."""
+        if self._flusher.closed or not self._flood.rises(topic, time.monotonic()):
+            return
+        state = self._directory.state
+        targets = state.subscribed(topic.name)
+        if targets.queues or not targets.plain:
+            return
+        pairs: list[tuple[Lane, Link]] = []
+        for one in targets.plain:
+            lane = self._lane(one)
+            link = self._link(lane) if lane.blocks else None
+            if link is None or link.closed or link.broken or link.stuck or not link.connection.batching:
+                return
+            pairs.append((lane, link))
+        with self._lock:
+            room = min(lane.left if lane.room else 0 for lane, _link in pairs)
+            if self._burst is None and room >= _LEAST and self._directory.state is state:
+                self._burst = TopicBurst(topic, self._directory, pairs, room)
+                self._flusher.wake()
+
+    def end_burst(self, *, wait: bool = True, until: float | None = None) -> None:
+        """Let what was gathered leave: what is said next comes after it. Waits for sockets that are full, or not."""
+        if self._burst is None:
+            return
+        ended = self._ended()
+        if ended is not None and wait:
+            for link in ended.stuck_links():
+                link.flush_all(until)
+
+    def _ended(self) -> TopicBurst | None:
+        """End the burst and return it; None if another thread did so."""
+        with self._lock:
+            burst, self._burst = self._burst, None
+            if burst is not None:
+                burst.close()
+        return burst
+
+    def _look(self) -> bool:
+        """Let leave what was gathered since the last look; end a burst that gathers nothing more. Tell if one lasts."""
+        with self._lock:
+            burst = self._burst
+            if burst is None:
+                return False
+            if burst.count:
+                burst.leave()
+            elif not burst.stuck:
+                self.end_burst(wait=False)
+                return False
+            for link in burst.stuck_links():
+                link.flush()
+        return True
+
+    def close(self) -> None:
+        """Gather no more."""
+        self.end_burst(wait=False)
+        self._flusher.close()
+
+    def _leave_to_parent(self) -> None:
+        """Gather nothing in a forked child: what waits is the parent's to send."""
+        self._burst = None
 
     def _sent(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> bool:
         """Send to one subscription, or wait a little for what keeps it from being sent."""
@@ -81,6 +173,7 @@ class Publisher:
             self._send(link, lane, message, wait=True)
             return True
         self._caller.wait(link, lambda: link.closed or lane.room or self._gone(lane))
+        self._flood.waited = True
         return False
 
     def _shared(self, queue: str, topic: str, encoded: bytes, stamp: int) -> bool:
@@ -107,6 +200,7 @@ class Publisher:
     def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Send to every subscription or to none; see Endpoint.publish_nowait."""
         self._caller.require_own()
+        self.end_burst()
         _check_size(encoded)
         targets = self._directory.state.subscribed(topic)
         chosen = [self._lane(one) for one in targets.plain]
@@ -230,6 +324,8 @@ class Publisher:
     def lost(self, life: Life) -> None:
         """Start the counts of a link that is over anew: a new one to the same life starts from zero at both ends."""
         with self._lock:
+            if self._burst is not None:
+                self._burst.forget(life)
             for key, lane in list(self._lanes.items()):
                 if key[:2] == life:
                     lane.renew()
@@ -255,13 +351,66 @@ class Publisher:
             self._flush(lane)
 
     def drain(self, until: float) -> None:
-        """Wait at most until that time for what waits for credit: this process is about to end."""
+        """Send what was gathered, and wait at most until that time for what waits for credit: the end is near."""
+        self.end_burst(until=until)
         while pending := [lane for lane in list(self._lanes.values()) if lane.pending]:
             links = [link for lane in pending if (link := self._link(lane)) is not None]
             left = until - time.monotonic()
             if left <= 0 or not links:
                 return
             self._caller.wait_any(links, functools.partial(_settled, pending), left)
+
+
+class TopicBurst(Gathering):
+    """A gathering with credit set aside for it. For one thread at a time.
+
+    Args:
+        topic: the contract.
+        directory: see Gathering.
+        pairs: the subscribers, which all take batches, and the links to them.
+        room: messages for which all of them have credit.
+    """
+
+    __slots__ = ("_left", "_pairs", "stuck")
+
+    def __init__(self, topic: Topic[Any], directory: Directory, pairs: list[tuple[Lane, Link]], room: int) -> None:
+        super().__init__(topic, directory, room, _BATCH)
+        self._pairs = pairs
+        self._left = room
+        self.stuck = False
+        """Whether a socket did not take everything; perhaps it has by now."""
+        for lane, _link in pairs:
+            lane.take_many(room)
+
+    def leave(self) -> None:
+        """Write what was gathered, as far as the sockets take it."""
+        count, body = self.take()
+        self._left -= count
+        for lane, link in self._pairs:
+            try:
+                link.publish_batch(lane.one.number, self.topic.name, body)
+            except ConnectionLost:  # its process is going: at most once
+                self.room = 0
+        self.stuck = any(link.stuck for _lane, link in self._pairs)
+
+    def close(self) -> None:
+        """Write what was gathered, take no more, and give back the credit that was not needed."""
+        self.room = 0
+        if self.count:
+            self.leave()
+        left, self._left = self._left, 0
+        for lane, _link in self._pairs:
+            lane.give_back_many(left)
+
+    def stuck_links(self) -> list[Link]:
+        """Return the links whose sockets have not taken everything."""
+        stuck = [link for _lane, link in self._pairs if link.stuck]
+        self.stuck = bool(stuck)
+        return stuck
+
+    def forget(self, life: Life) -> None:
+        """Send nothing more to a life whose link is gone, and count its credit no more."""
+        self._pairs = [pair for pair in self._pairs if key_of(pair[0].one)[:2] != life]
 
 
 def _settled(lanes: list[Lane]) -> bool:

@@ -25,6 +25,7 @@ from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
     MessageReceived,
+    MessagesReceived,
     NotifyReceived,
     OpenReceived,
     RequestReceived,
@@ -77,6 +78,7 @@ class Server(QuietHost):
         self.links: dict[int, Link] = {}
         self.home = threading.get_ident()
         self.on_published: Callable[[Link, MessageReceived], None] = lambda _link, _event: None
+        self.on_published_together: Callable[[Link, MessagesReceived], None] = lambda _link, _event: None
         self.on_lost: Callable[[Link], None] = lambda _link: None
         self.before_sleep: Callable[[], None] = lambda: None
         self.streams = StreamServer(registry, links.instance_name(launch), self, gate)
@@ -155,6 +157,14 @@ class Server(QuietHost):
                 turned = self._turn_as_leader(0.0 if home else left)
             if not turned:
                 self._follow(left, lambda home=home: done() or (home and bool(self._queue)))  # type: ignore[misc]
+
+    def passing(self) -> bool:
+        """Tell whether `wait` would find nothing to run before what a caller has at hand already; note the turn."""
+        if threading.get_ident() == self.home and not self.work.running:
+            if self._queue:
+                return False
+            self._port.turned()
+        return True
 
     def await_on(self, link: Link, done: Callable[[], bool], until: float | None = None) -> bool:
         """Wait as `wait` does for something that comes over `link`, until `done`, its end, or the time."""
@@ -444,6 +454,10 @@ class Server(QuietHost):
     def on_message(self, link: Link, event: MessageReceived) -> None:
         """Pass it to its subscription."""
         self.on_published(link, event)
+
+    def on_messages(self, link: Link, event: MessagesReceived) -> None:
+        """Pass them to their subscription."""
+        self.on_published_together(link, event)
 
     def on_closed(self, link: Link, event: Closed) -> None:  # noqa: ARG002 - the shape of every host
         """Forget the link; what its peer had asked for is skipped when its turn comes."""
