@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import HealthCheck, Phase, settings, target
+from hosts import LIVES, Host
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis import target
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.core import Core
@@ -24,7 +25,7 @@ from smartipc.supervisor.core.facts import (
     StartOrdered,
     StopOrdered,
 )
-from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Kill, Spawn, Stop
+from smartipc.supervisor.core.orders import Abort, Announce, Kill, Spawn, Stop
 from smartipc.supervisor.core.spec import AppSpec, HeartbeatSpec, RestartSpec, StopSpec, SupervisorSpec, WorkerSpec
 from smartipc.supervisor.core.states import LIVING, TRANSITIONS
 
@@ -77,7 +78,7 @@ def apps(draw: st.DrawFn) -> AppSpec:
     return AppSpec("app", tuple(workers), SupervisorSpec(shutdown_timeout=5.0, on_idle=on_idle))
 
 
-class Lives(RuleBasedStateMachine):
+class Lives(Host):
     """What a host may do, in any order."""
 
     @initialize(spec=apps(), jitters=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5))
@@ -86,11 +87,9 @@ class Lives(RuleBasedStateMachine):
         self.workers = {name: worker for worker in spec.workers for name in worker.names}
         self.jitters = jitters
         self.drawn = 0
-        self.core = Core(spec, jitter=self.jitter)
-        self.now = 100.0
+        self.surround(Core(spec, jitter=self.jitter))
         self.ordered: dict[str, int] = {}  # spawns that the host has not reported on
         self.alive: dict[str, int] = {}
-        self.told: set[tuple[str, int]] = set()  # stopped, aborted or killed
         self.killed: set[tuple[str, int]] = set()
         self.gone: list[tuple[str, int]] = []
         self.states = dict.fromkeys(self.workers, "stopped")
@@ -98,11 +97,7 @@ class Lives(RuleBasedStateMachine):
         self.automatic: dict[str, list[float]] = {name: [] for name in self.workers}
         self.restarts = dict.fromkeys(self.workers, 0)
         self.kept_down: set[str] = set()
-        self.orders = 0
-        self.unanswered: dict[int, tuple[str, ...] | None] = {}
         self.begun = False
-        self.shutdown = False
-        self.ends: list[int] = []
 
     def jitter(self) -> float:
         self.drawn += 1
@@ -110,54 +105,34 @@ class Lives(RuleBasedStateMachine):
 
     # what the core wants
 
-    def tell(self, *facts) -> None:
-        for fact in facts:
-            self.perform(self.core.handle(fact, self.now))
-
-    def perform(self, orders) -> None:
-        for order in orders:
-            match order:
-                case Spawn(instance, generation):
-                    assert not self.shutdown, "spawned after the shutdown"
-                    assert instance not in self.ordered, "two lives of one slot"
-                    assert instance not in self.alive, "two lives of one slot"
-                    assert instance not in self.kept_down, "spawned though a person stopped it"
-                    assert generation == self.generations[instance] + 1
-                    self.generations[instance] = generation
-                    self.ordered[instance] = generation
-                    self.count(instance)
-                case Stop(instance, generation, grace, cause):
-                    assert self.lives(instance, generation)
-                    assert 0 <= grace <= self.workers[instance].stop.timeout
-                    assert cause
-                    self.told.add((instance, generation))
-                case Abort(instance, generation):
-                    assert self.lives(instance, generation)
-                    self.told.add((instance, generation))
-                case Kill(instance, generation):
-                    self.told.add((instance, generation))
-                    self.killed.add((instance, generation))
-                case Announce():
-                    self.check(order)
-                case Answer(number, results):
-                    names = self.unanswered.pop(number)  # a KeyError here: answered twice or never asked
-                    assert names is None or tuple(name for name, _ in results) == names
-                case EndApp(code):
-                    assert self.shutdown
-                    assert not self.ordered
-                    assert not self.alive
-                    assert not self.unanswered
-                    self.ends.append(code)
-        assert len(self.ends) <= 1
+    def take(self, order) -> None:
+        match order:
+            case Spawn(instance, generation):
+                assert not self.shutdown, "spawned after the shutdown"
+                assert instance not in self.ordered, "two lives of one slot"
+                assert instance not in self.alive, "two lives of one slot"
+                assert instance not in self.kept_down, "spawned though a person stopped it"
+                assert generation == self.generations[instance] + 1
+                self.generations[instance] = generation
+                self.ordered[instance] = generation
+                self.count(instance)
+            case Stop(instance, generation, grace, cause):
+                assert self.lives(instance, generation)
+                assert 0 <= grace <= self.workers[instance].stop.timeout
+                assert cause
+                self.told.add((instance, generation))
+            case Abort(instance, generation):
+                assert self.lives(instance, generation)
+                self.told.add((instance, generation))
+            case Kill(instance, generation):
+                self.told.add((instance, generation))
+                self.killed.add((instance, generation))
 
     def lives(self, instance: str, generation: int) -> bool:
         return generation in (self.ordered.get(instance), self.alive.get(instance))
 
     def check(self, announce: Announce) -> None:
         assert announce.cause
-        if announce.event == "app.stopping":
-            assert not self.shutdown
-            self.shutdown = True
         if announce.event != "instance.state":
             return
         before = announce.from_state
@@ -288,15 +263,6 @@ class Lives(RuleBasedStateMachine):
         self.now += seconds
         self.run_timers(self.now)
 
-    def run_timers(self, until: float) -> None:
-        for _ in range(2000):
-            due = self.core.next_timer()
-            if due is None or due > until:
-                return
-            self.now = max(self.now, due)
-            self.perform(self.core.handle_timer(self.now))
-        raise AssertionError("timers make no progress")
-
     # what persons do
 
     def names(self, data) -> tuple[str, ...]:
@@ -304,8 +270,6 @@ class Lives(RuleBasedStateMachine):
 
     def order(self, kind, data) -> tuple[str, ...]:
         names = self.names(data)
-        self.orders += 1
-        self.unanswered[self.orders] = tuple(dict.fromkeys(names))
         if kind is StopOrdered:
             self.kept_down.update(names)
         elif kind is not ResetOrdered and not self.shutdown:
@@ -313,7 +277,7 @@ class Lives(RuleBasedStateMachine):
         elif kind is ResetOrdered and not self.shutdown:
             for name in names:
                 self.automatic[name].clear()
-        self.tell(kind(names, self.orders))
+        self.ask(lambda number: kind(names, number), names)
         return names
 
     def with_needs(self, names) -> set[str]:
@@ -349,9 +313,7 @@ class Lives(RuleBasedStateMachine):
     def order_shutdown(self, rare: int, fast: bool, code: int) -> None:
         if rare:
             return
-        self.orders += 1
-        self.unanswered[self.orders] = None
-        self.tell(ShutdownOrdered("a person", code=code, fast=fast, order=self.orders))
+        self.ask(lambda number: ShutdownOrdered("a person", code=code, fast=fast, order=number))
         if fast:
             assert all((instance, generation) in self.told for instance, generation in self.alive.items())
 
@@ -375,32 +337,19 @@ class Lives(RuleBasedStateMachine):
         else:
             assert not (self.shutdown and not self.ordered and not self.alive), "all is down, and no end"
 
+    def anything_there(self) -> bool:
+        return bool(self.ordered or self.alive)
+
+    def make_all(self) -> None:
+        for instance in sorted(self.ordered):
+            self.alive[instance] = self.ordered.pop(instance)
+            self.tell(Spawned(instance, self.alive[instance], 1))
+
     def teardown(self) -> None:
-        """End the app: whatever state it was in, everything comes down and everybody is answered."""
-        if not hasattr(self, "core"):
-            return
-        target(float(sum(self.restarts.values())), label="automatic restarts")
-        self.tell(ShutdownOrdered("the test is over"))
-        for _ in range(100):
-            if self.ends:
-                break
-            for instance in sorted(self.ordered):
-                self.alive[instance] = self.ordered.pop(instance)
-                self.tell(Spawned(instance, self.alive[instance], 1))
-            self.obey(ExitFacts(signal="SIGTERM"))
-            self.run_timers(self.now + 1)
-            self.now += 1
-        assert len(self.ends) == 1
-        assert not self.unanswered
-        assert self.core.next_timer() is None
+        if hasattr(self, "core"):
+            target(float(sum(self.restarts.values())), label="automatic restarts")
+        super().teardown()
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(
-    max_examples=100,
-    stateful_step_count=50,
-    deadline=None,
-    database=None,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),  # explaining traces every line: minutes
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestLives.settings = LIVES

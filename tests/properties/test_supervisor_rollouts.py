@@ -9,9 +9,9 @@ import math
 import re
 from dataclasses import replace
 
-from hypothesis import HealthCheck, Phase, settings
+from hosts import LIVES, Host
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core import plan
@@ -33,7 +33,7 @@ from smartipc.supervisor.core.facts import (
     StartOrdered,
     StopOrdered,
 )
-from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Forget, Kill, Spawn, Stop
+from smartipc.supervisor.core.orders import Abort, Announce, Forget, Kill, Spawn, Stop
 from smartipc.supervisor.core.spec import (
     AppSpec,
     GroupSpec,
@@ -111,57 +111,35 @@ def apps(draw: st.DrawFn) -> AppSpec:
     return AppSpec("app", tuple(draw(st.permutations(workers))), SUPERVISOR, groups=groups)
 
 
-class Crowd(RuleBasedStateMachine):
+class Crowd(Host):
     """What hosts and persons may do, in any order."""
 
     @initialize(spec=apps())
     def begin(self, spec: AppSpec) -> None:
-        self.core = Core(spec, jitter=lambda: 0.5)
-        self.now = 100.0
+        self.surround(Core(spec, jitter=lambda: 0.5))
         self.there: dict[tuple[str, int], bool] = {}  # life -> whether its process exists
-        self.told: set[tuple[str, int]] = set()
         self.latest: dict[str, int] = {}
         self.replacing: set[str] = set()
         self.granted: set[str] = set()  # restarts that an earlier configuration has allowed already
-        self.unanswered: dict[int, tuple[str, ...] | None] = {}
-        self.orders = 0
-        self.shutdown = False
-        self.ends: list[int] = []
         self.tell(AppStart())
 
     # what the core wants
 
-    def tell(self, *facts) -> None:
-        for fact in facts:
-            self.perform(self.core.handle(fact, self.now))
-
-    def perform(self, orders) -> None:
-        for order in orders:
-            match order:
-                case Spawn(instance, generation):
-                    self.spawned(instance, generation)
-                case Stop(instance, generation, grace):
-                    assert (instance, generation) in self.there
-                    assert grace >= 0
-                    self.told.add((instance, generation))
-                    if order.cause == "the app stops":
-                        self.check_stop_order(instance, generation)
-                case Kill(instance, generation) | Abort(instance, generation):
-                    self.told.add((instance, generation))
-                case Announce():
-                    self.check(order)
-                case Forget(instance):
-                    assert not self.lives_of(instance)
-                    assert self.latest.pop(instance, 0) >= 0
-                case Answer(number, results):
-                    names = self.unanswered.pop(number)  # a KeyError here: answered twice or never asked
-                    assert names is None or tuple(name for name, _ in results) == names
-                case EndApp(code):
-                    assert self.shutdown
-                    assert not self.there
-                    assert not self.unanswered
-                    self.ends.append(code)
-        assert len(self.ends) <= 1
+    def take(self, order) -> None:
+        match order:
+            case Spawn(instance, generation):
+                self.spawned(instance, generation)
+            case Stop(instance, generation, grace):
+                assert (instance, generation) in self.there
+                assert grace >= 0
+                self.told.add((instance, generation))
+                if order.cause == "the app stops":
+                    self.check_stop_order(instance, generation)
+            case Kill(instance, generation) | Abort(instance, generation):
+                self.told.add((instance, generation))
+            case Forget(instance):
+                assert not self.lives_of(instance)
+                assert self.latest.pop(instance, 0) >= 0
 
     def spawned(self, instance: str, generation: int) -> None:
         assert not self.shutdown, "spawned after the shutdown"
@@ -178,9 +156,6 @@ class Crowd(RuleBasedStateMachine):
 
     def check(self, announce: Announce) -> None:
         assert announce.cause or announce.to_state == "starting"
-        if announce.event == "app.stopping":
-            assert not self.shutdown
-            self.shutdown = True
         if announce.event != "instance.state":
             return
         assert announce.to_state in TRANSITIONS[announce.from_state].values()
@@ -257,15 +232,6 @@ class Crowd(RuleBasedStateMachine):
         self.run_timers(until)
         self.now = until
 
-    def run_timers(self, until: float) -> None:
-        for _ in range(3000):
-            due = self.core.next_timer()
-            if due is None or due > until:
-                return
-            self.now = max(self.now, due)
-            self.perform(self.core.handle_timer(self.now))
-        raise AssertionError("timers make no progress")
-
     # what persons do
 
     @rule(data=st.data(), kind=st.sampled_from((StartOrdered, StopOrdered, RestartOrdered, ResetOrdered)))
@@ -286,26 +252,20 @@ class Crowd(RuleBasedStateMachine):
         return tuple(data.draw(st.lists(st.sampled_from(known), max_size=3)))
 
     def give(self, kind, names: tuple[str, ...]) -> None:
-        self.orders += 1
-        self.unanswered[self.orders] = tuple(dict.fromkeys(names))
-        self.tell(kind(names, self.orders))
+        self.ask(lambda number: kind(names, number), names)
 
     @rule(data=st.data(), count=st.integers(1, 3))
     def scale(self, data, count: int) -> None:
         worker = data.draw(st.sampled_from([worker.name for worker in self.core.spec.workers]))
-        self.orders += 1
-        self.unanswered[self.orders] = None
-        self.tell(ScaleOrdered(((worker, count),), self.orders))
+        self.ask(lambda number: ScaleOrdered(((worker, count),), number))
         if not self.shutdown:
             assert len([v for v in self.core._lives.of(worker) if not v.removing]) == count
 
     @rule(spec=apps())
     def apply(self, spec: AppSpec) -> None:
         assert not plan.diff(self.core.spec, spec).refused
-        self.orders += 1
-        self.unanswered[self.orders] = None
         self.granted |= {view.instance for view in self.core.snapshot() if view.state in ("backoff", "waiting")}
-        self.tell(ApplyOrdered(spec, self.orders))
+        self.ask(lambda number: ApplyOrdered(spec, number))
         assert self.shutdown or self.core.spec == spec
 
     @precondition(lambda self: len(self.core.spec.workers) > 1)
@@ -315,18 +275,14 @@ class Crowd(RuleBasedStateMachine):
         name = data.draw(st.sampled_from([worker.name for worker in spec.workers]))
         before = {view.instance: view.generation for view in self.core.snapshot() if view.worker != name}
         workers = tuple(replace(one, cwd=f"{one.cwd}x") if one.name == name else one for one in spec.workers)
-        self.orders += 1
-        self.unanswered[self.orders] = None
-        self.tell(ApplyOrdered(replace(spec, workers=workers), self.orders))
+        self.ask(lambda number: ApplyOrdered(replace(spec, workers=workers), number))
         for instance, generation in before.items():
             assert self.core.view(instance).generation == generation, "a change of one touched another"
 
     @rule(rare=st.integers(0, 15), fast=st.booleans())
     def end_it(self, rare: int, fast: bool) -> None:
         if not rare:
-            self.orders += 1
-            self.unanswered[self.orders] = None
-            self.tell(ShutdownOrdered("a person", fast=fast, order=self.orders))
+            self.ask(lambda number: ShutdownOrdered("a person", fast=fast, order=number))
 
     # what holds at all times
 
@@ -349,31 +305,14 @@ class Crowd(RuleBasedStateMachine):
         else:
             assert not (self.shutdown and not self.there), "all is down, and no end"
 
-    def teardown(self) -> None:
-        """End the app: whatever state it was in, everything comes down and everybody is answered."""
-        if not hasattr(self, "core"):
-            return
-        self.tell(ShutdownOrdered("the test is over"))
-        for _ in range(100):
-            if self.ends:
-                break
-            for life in [life for life, exists in self.there.items() if not exists]:
-                self.there[life] = True
-                self.tell(Spawned(*life, 1))
-            self.obey(ExitFacts(signal="SIGTERM"))
-            self.run_timers(self.now + 1)
-            self.now += 1
-        assert len(self.ends) == 1
-        assert not self.unanswered
-        assert self.core.next_timer() is None
+    def anything_there(self) -> bool:
+        return bool(self.there)
+
+    def make_all(self) -> None:
+        for life in [life for life, exists in self.there.items() if not exists]:
+            self.there[life] = True
+            self.tell(Spawned(*life, 1))
 
 
 TestCrowd = Crowd.TestCase
-TestCrowd.settings = settings(
-    max_examples=100,
-    stateful_step_count=50,
-    deadline=None,
-    database=None,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),  # explaining traces every line: minutes
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestCrowd.settings = LIVES
