@@ -180,13 +180,18 @@ class SmartIpc(Endpoint):
     async def ready(self) -> None:
         """Say that this worker can take requests; from here on they are routed to it. Later calls do nothing.
 
-        Never waits, so it cannot be cancelled half-way.
+        Waits until every publisher knows of the `subscriber` functions: whoever this worker replaces is drained as soon
+        as it is ready, and nothing may be lost in between. Cancelling it leaves the worker not ready, to call it again.
         """
         if self._ready:
             return
-        self._ready = True
-        self._deliver()
-        self._port.notify(control.ready, None)
+        if not self._delivering:
+            self._deliver()
+        for messages, _function, _wants in tuple(self._subscribers):
+            await messages.registered.wait()
+        if not self._ready:
+            self._ready = True
+            self._port.notify(control.ready, None)
 
     async def serve(self) -> None:
         """Be ready and serve until told to stop. Requests under way are finished when the target returns.
@@ -262,6 +267,9 @@ class SmartIpc(Endpoint):
         if not self._stop.is_set():
             self._stop_cause = cause
             self._stop.set()
+            # Every publisher has known for a while that we stop: what it sent before is in our sockets by now.
+            for link in tuple(self._server.links):
+                link.catch_up()
             self._hub.stop()
 
     def _directory_changed_elsewhere(self) -> None:

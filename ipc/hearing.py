@@ -63,6 +63,8 @@ class Messages(Generic[T]):
         self._closed = False
         self._entered = False
         self._inherited = False
+        self.registered = asyncio.Event()
+        """Set as soon as later publishes reach it, or it is known that they never will."""
         self._wake: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -78,7 +80,10 @@ class Messages(Generic[T]):
             raise LocalProtocolError(entered_twice(self._inbox.pattern))
         self._entered = True
         in_child(self, Messages._leave_to_parent)
-        await self._hub.register(self, self._inbox)
+        try:
+            await self._hub.register(self, self._inbox)
+        finally:
+            self.registered.set()
         return self
 
     async def __aexit__(

@@ -62,11 +62,14 @@ class Publisher:
         _check_size(encoded)
         stamp = self._retained.put(name, encoded) if retain else 0
         targets = self._directory.state.subscribed(name)
-        for one in targets.plain:
+        plain = list(targets.plain)
+        for one in plain:
             lane = self._lane(one)
             if lane.blocks:
                 link = await self._place(lane)
-                if link is not None:
+                if link is None:  # it left while we waited: whoever replaces it may have come meanwhile
+                    plain += self._directory.state.successors(one, name, plain)
+                else:
                     if self._corked:
                         link.cork()
                     self._send(link, lane, lane.take(name, encoded, stamp))
@@ -93,11 +96,10 @@ class Publisher:
         for one in chosen:
             lane = self._lane(one)
             link = self._link(lane)
-            if lane.blocks:
-                if link is None and not self._gone(lane):
-                    raise Overloaded(method=name, instance=one.instance)
-                if not lane.room:
-                    raise Overloaded(method=name, instance=one.instance)
+            if lane.blocks and self._over(lane):
+                link = None
+            elif lane.blocks and (link is None or not lane.room):
+                raise Overloaded(method=name, instance=one.instance)
             links.append((lane, link))
         stamp = self._retained.put(name, encoded) if retain else 0
         for lane, link in links:
@@ -120,7 +122,7 @@ class Publisher:
         room = sys.maxsize
         for one in targets.plain:
             lane, link = self._lane(one), None
-            if lane.blocks and lane.room:
+            if lane.blocks and lane.room and not state.leaving(one):
                 link = self._link(lane)
             if link is None or link.congested or not link.connection.batching:
                 return None
@@ -147,12 +149,12 @@ class Publisher:
 
     async def _place(self, lane: Lane) -> Link | None:
         """Wait for credit of a subscription and return the link to it; None when its life or itself is over."""
-        while not lane.room:
-            if self._gone(lane):
-                return None
+        while not lane.room and not self._over(lane):
             await self._credit()
-        entry = self._directory.state.entries.get(lane.one.instance)
-        if entry is None or entry.generation != lane.one.generation:
+        if self._directory.state.leaving(lane.one):
+            return None
+        entry = self._directory.state.life(lane.one.instance, lane.one.generation)
+        if entry is None:
             return None
         return await self._caller.link_when_possible(entry)
 
@@ -185,7 +187,7 @@ class Publisher:
 
     def _member(self, members: tuple[Subscription, ...]) -> Subscription | None:
         self._turn += 1
-        return member(members, self._lane, self._turn)
+        return member(self._directory.state.staying(members), self._lane, self._turn)
 
     def _lane(self, one: Subscription) -> Lane:
         key = key_of(one)
@@ -197,10 +199,17 @@ class Publisher:
     def _gone(self, lane: Lane) -> bool:
         return lane.one not in self._directory.state.subscriptions
 
+    def _over(self, lane: Lane) -> bool:
+        """Tell whether a subscription is not to be sent to: it is over, or its life has been told to stop.
+
+        The supervisor stops a life only when every publisher knows, so what was sent before, it reads.
+        """
+        return self._directory.state.leaving(lane.one) or self._gone(lane)
+
     def _link(self, lane: Lane) -> Link | None:
         """Return the link to a lane's life, None if it cannot be had now."""
-        entry = self._directory.state.entries.get(lane.one.instance)
-        if entry is None or entry.generation != lane.one.generation:
+        entry = self._directory.state.life(lane.one.instance, lane.one.generation)
+        if entry is None:
             return None
         try:
             return self._caller.link_to(entry)

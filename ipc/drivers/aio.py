@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -70,6 +71,8 @@ Smaller pieces wake the reader more often, and between two CPUs a wake-up costs 
 """
 HIGH_WATER = 1024 * 1024
 """Unsent bytes above which `drained` waits."""
+_CATCH_UP = 64
+"""Reads at most before something is decided by what has come."""
 _IOV = 512
 """Pieces per sendmsg, below every platform's limit."""
 
@@ -167,6 +170,17 @@ class Link:
     def _read_with(self, callback: Callable[..., None], *args: Any) -> None:
         """Call back when there is something to read; it is no part of the request that this link was made for."""
         outside().run(self._loop.add_reader, self._fd, callback, *args)
+
+    def catch_up(self) -> None:
+        """Read what has come already, within reason: something is about to be decided by it."""
+        if self.connection.peer is None:
+            return
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        for _ in range(_CATCH_UP):
+            if self.closed or self._paused or not poll.poll(0):
+                return
+            self._readable()
 
     def _prepare(self, conduit: Conduit) -> None:
         """Let a conduit settle its own handshake before the first byte of ours. The connection's timer limits it."""

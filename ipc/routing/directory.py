@@ -6,7 +6,7 @@ picture. Choosing among instances is balance.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from smartipc.ipc import control
 from smartipc.ipc.control import COMING, Entry, ExitFacts, Subscription
@@ -51,10 +51,35 @@ class DirectoryState:
 
     def lives(self, instance: str, generation: int) -> bool:
         """Tell whether that life of the instance is not known to be over."""
-        entry = self.entries.get(instance)
-        if entry is None or entry.generation != generation:
-            entry = self.beside.get((instance, generation))
+        entry = self.life(instance, generation)
         return entry is not None and entry.state in _LIVING
+
+    def life(self, instance: str, generation: int) -> Entry | None:
+        """Return what is known of one life: the current one of its slot, or one beside it that comes or drains."""
+        entry = self.entries.get(instance)
+        return (
+            entry if entry is not None and entry.generation == generation else self.beside.get((instance, generation))
+        )
+
+    def leaving(self, one: Subscription) -> bool:
+        """Tell whether a subscriber's life has been told to stop, or is over: it will not consume what it is sent."""
+        entry = self.life(one.instance, one.generation)
+        return entry is None or entry.state not in _LIVING or entry.state == "stopping"
+
+    def staying(self, members: tuple[Subscription, ...]) -> tuple[Subscription, ...]:
+        """Return the members of a queue that will consume what they are sent; all of them if none will."""
+        return tuple(one for one in members if not self.leaving(one)) or members
+
+    def successors(self, one: Subscription, topic: str, known: Collection[Subscription]) -> list[Subscription]:
+        """Return the like subscriptions of later lives of the same slot that are not known yet."""
+        return [
+            other
+            for other in self.subscribed(topic).plain
+            if other.instance == one.instance
+            and other.pattern == one.pattern
+            and other.generation > one.generation
+            and other not in known
+        ]
 
     def exit_of(self, instance: str, generation: int) -> ExitFacts | None:
         """Return how a life ended, if the directory still knows."""

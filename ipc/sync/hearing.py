@@ -36,6 +36,8 @@ from smartipc.ipc.wire.text import shown
 
 T = TypeVar("T")
 log = logging.getLogger("smartipc.topics")
+_LAST_LOOK = 0.01
+"""Seconds in which what has come is read for the last time."""
 
 
 class SubscriptionHost(Protocol):
@@ -67,6 +69,8 @@ class Messages(Generic[T]):
         self._inbox = inbox
         self._closed = False
         self._entered = False
+        self._behind = False
+        """Whether messages may have come that were not read yet when we were told to stop."""
         self._lock = threading.Lock()
         self.function: Callable[..., Any] | None = None
         self.wants_message = False
@@ -136,8 +140,13 @@ class Messages(Generic[T]):
                     raise self._inbox.error
             if taken is not None:
                 return self._given(taken)
-            if self._closed:
+            if self._closed and not (self._behind and self._catch_up()):
                 return None
+
+    def _catch_up(self) -> bool:
+        """Read what had come when we were told to stop, which publishers knew before; tell whether there was any."""
+        self._behind = False
+        return self._hub.wait(lambda: bool(self._inbox.waiting), _LAST_LOOK)
 
     def _settled(self) -> bool:
         return bool(self._inbox.waiting) or self._closed or self._inbox.error is not None
@@ -197,6 +206,11 @@ class Messages(Generic[T]):
 
     def close(self) -> None:
         """Let iteration end after what has arrived."""
+        self._closed = True
+
+    def stop(self) -> None:
+        """Let iteration end after what has arrived, also what nobody has read yet."""
+        self._behind = not self._closed
         self._closed = True
 
     def forget(self, link: Link) -> None:
@@ -302,7 +316,7 @@ class Hub:
         """Let every iteration end after what has arrived."""
         self._stopping = True
         for messages in list(self._open.values()):
-            messages.close()
+            messages.stop()
 
     def forget(self, link: Link) -> None:
         """Drop the bookkeeping of a publisher that is gone."""

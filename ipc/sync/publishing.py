@@ -68,11 +68,14 @@ class Publisher:
         _check_size(encoded)
         stamp = self._retained.put(topic, encoded) if retain else 0
         targets = self._directory.state.subscribed(topic)
-        for one in targets.plain:
+        plain = list(targets.plain)
+        for one in plain:
             lane = self._lane(one)
             if lane.blocks:
-                while not self._sent(lane, topic, encoded, stamp) and not self._gone(lane):
+                while not (sent := self._sent(lane, topic, encoded, stamp)) and not self._over(lane):
                     pass
+                if not sent:  # it left while we waited: whoever replaces it may have come meanwhile
+                    plain += self._directory.state.successors(one, topic, plain)
             else:
                 self._offer(lane, topic, encoded, stamp)
         for queue, _members in targets.queues:
@@ -106,7 +109,7 @@ class Publisher:
         pairs: list[tuple[Lane, Link]] = []
         for one in targets.plain:
             lane = self._lane(one)
-            link = self._link(lane) if lane.blocks else None
+            link = self._link(lane) if lane.blocks and not state.leaving(one) else None
             if link is None or link.closed or link.broken or link.stuck or not link.connection.batching:
                 return
             pairs.append((lane, link))
@@ -157,12 +160,12 @@ class Publisher:
         """Gather nothing in a forked child: what waits is the parent's to send."""
         self._burst = None
 
-    def _sent(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> bool:
+    def _sent(self, lane: Lane, topic: str, encoded: bytes, stamp: int, *, anyway: bool = False) -> bool:
         """Send to one subscription, or wait a little for what keeps it from being sent."""
         state = self._directory.state
-        entry = state.entries.get(lane.one.instance)
-        if entry is None or entry.generation != lane.one.generation:
-            return True  # nobody is left to receive it
+        entry = state.life(lane.one.instance, lane.one.generation)
+        if entry is None or (state.leaving(lane.one) and not anyway):
+            return False
         try:
             link = self._caller.link_to(entry)
         except (ConnectFailed, BlockingIOError):
@@ -172,7 +175,7 @@ class Publisher:
         if message is not None:
             self._send(link, lane, message, wait=True)
             return True
-        self._caller.wait(link, lambda: link.closed or lane.room or self._gone(lane))
+        self._caller.wait(link, lambda: link.closed or lane.room or self._over(lane))
         self._flood.waited = True
         return False
 
@@ -190,7 +193,7 @@ class Publisher:
             if not lane.blocks:
                 self._offer(lane, topic, encoded, stamp)
                 return True
-            return self._sent(lane, topic, encoded, stamp)
+            return self._sent(lane, topic, encoded, stamp, anyway=True)  # all of them leave, if this one does
         if links:
             self._caller.wait_any(list(links.values()), lambda: self._member(members) is not None)
         else:
@@ -215,7 +218,9 @@ class Publisher:
         links: list[tuple[Lane, Link | None]] = []
         for lane in chosen:
             link = self._link(lane)
-            if lane.blocks and not self._gone(lane):
+            if lane.blocks and self._over(lane):
+                link = None
+            elif lane.blocks:
                 if link is None:
                     raise Overloaded(method=topic, instance=lane.one.instance)
                 if not lane.room:
@@ -237,7 +242,7 @@ class Publisher:
     def _member(self, members: tuple[Subscription, ...]) -> Subscription | None:
         with self._lock:
             self._turn += 1
-            return member(members, self._lane, self._turn)
+            return member(self._directory.state.staying(members), self._lane, self._turn)
 
     def _lane(self, one: Subscription) -> Lane:
         key = key_of(one)
@@ -249,10 +254,17 @@ class Publisher:
     def _gone(self, lane: Lane) -> bool:
         return lane.one not in self._directory.state.subscriptions
 
+    def _over(self, lane: Lane) -> bool:
+        """Tell whether a subscription is not to be sent to: it is over, or its life has been told to stop.
+
+        The supervisor stops a life only when every publisher knows, so what was sent before, it reads.
+        """
+        return self._directory.state.leaving(lane.one) or self._gone(lane)
+
     def _link(self, lane: Lane) -> Link | None:
         """Return the link to a lane's life, None if it cannot be had now."""
-        entry = self._directory.state.entries.get(lane.one.instance)
-        if entry is None or entry.generation != lane.one.generation:
+        entry = self._directory.state.life(lane.one.instance, lane.one.generation)
+        if entry is None:
             return None
         try:
             return self._caller.link_to(entry)
@@ -331,7 +343,11 @@ class Publisher:
                     lane.renew()
 
     def directory_changed(self) -> None:
-        """Forget subscriptions that are over, and pass on what waited for a member of a queue."""
+        """Forget subscriptions that are over, and pass on what waited for a member of a queue.
+
+        What was gathered leaves before the supervisor learns that we know of the change: it may stop a life by that.
+        """
+        self.end_burst(wait=False)
         with self._lock:
             over = [lane for lane in self._lanes.values() if self._gone(lane)]
             for lane in over:

@@ -80,6 +80,114 @@ def pids(one: App) -> dict[str, Any]:
     return {instance: row["pid"] for instance, row in one.status().items()}
 
 
+HEARING = """
+import asyncio, time
+from smartipc import Topic
+
+news = Topic("news", int)
+
+def note(ipc, out):
+    return lambda number: (out.write(f"{ipc.generation} {number}\\n"), out.flush())
+
+async def decorated(ipc):
+    with open("heard", "a") as out:
+        ipc.subscriber(news)(note(ipc, out))
+        await ipc.serve()
+
+async def reading(ipc):
+    with open("heard", "a") as out:
+        say = note(ipc, out)
+        async with ipc.subscribe(news, max_pending=8) as messages:
+            await ipc.ready()
+            async for message in messages:
+                say(message.payload)
+                await asyncio.sleep(0.001)
+
+def blocking(ipc):
+    with open("heard", "a") as out:
+        ipc.subscriber(news)(note(ipc, out))
+        ipc.serve()
+
+def iterating(ipc):
+    with open("heard", "a") as out:
+        say = note(ipc, out)
+        with ipc.subscribe(news, max_pending=8) as messages:
+            ipc.ready()
+            for message in messages:
+                say(message.payload)
+
+async def sharing(ipc):
+    with open("heard", "a") as out:
+        ipc.subscriber(news, queue="q")(note(ipc, out))
+        await ipc.serve()
+
+def saying(ipc):
+    ipc.ready()
+    number = 0
+    while not ipc.stopping:
+        number += 1
+        ipc.publish(news, number)
+        if number % 10 == 0:
+            time.sleep(0.001)
+    with open("said", "w") as out:
+        out.write(str(number))
+
+async def source(ipc):
+    await ipc.ready()
+    number = 0
+    while not ipc.stopping:
+        number += 1
+        await ipc.publish(news, number)
+        await asyncio.sleep(0)
+        if number % 10 == 0:
+            await asyncio.sleep(0.001)
+    with open("said", "w") as out:
+        out.write(str(number))
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [
+        ("decorated", "source"),
+        ("reading", "saying"),
+        ("sharing", "saying"),
+        ("blocking", "saying"),
+        ("iterating", "source"),
+    ],
+)
+def test_a_reloaded_subscriber_misses_nothing(
+    run: Callable[[str], App], folder: Path, target: str, source: str
+) -> None:
+    """What was published before the old life was drained it hears; from then on the new one does."""
+    (folder / "hearing.py").write_text(HEARING)
+    one = run(
+        f"workers:\n  ear: {{target: 'hearing:{target}', depends_on: [], ready: ipc, cwd: .}}\n"
+        f"  source: {{target: 'hearing:{source}', depends_on: {{ear: ready}}, cwd: .}}\n"
+    )
+    one.wait_state("source:0", "ready")
+    heard = folder / "heard"
+    for generation in range(2, 6):
+        size = heard.stat().st_size
+        wait_for(lambda: heard.stat().st_size > size + 500, "it is heard")  # noqa: B023
+        assert one.ctl("reload", "ear").returncode == 0
+        assert generations(one)["ear:0"] == generation
+    assert one.ctl("stop", "source").returncode == 0
+    last = int((folder / "said").read_text())
+    assert one.ctl("stop", "ear").returncode == 0
+    by_life: dict[int, list[int]] = {}
+    for line in heard.read_text().splitlines():
+        generation, number = line.split()
+        by_life.setdefault(int(generation), []).append(int(number))
+    assert sorted(by_life) == [1, 2, 3, 4, 5]
+    for life, numbers in by_life.items():
+        assert numbers == sorted(set(numbers)), f"order in life {life}"
+        if target != "sharing":
+            assert numbers == list(range(numbers[0], numbers[-1] + 1)), f"gaps in life {life}"
+    missing = set(range(1, last + 1)) - {number for numbers in by_life.values() for number in numbers}
+    assert not missing, sorted(missing)[:50]
+
+
 @pytest.mark.parametrize("target", ["pool", "blocking"])
 def test_five_reloads_and_scalings_under_load_fail_no_request(run: Callable[[str], App], target: str) -> None:
     pool = f"pool: {{target: 'targets:{target}', instances: 2, ready: ipc}}"

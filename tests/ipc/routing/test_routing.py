@@ -144,6 +144,30 @@ def test_subscriptions_of_both_lives_hold_and_end_with_them() -> None:
     assert len(directory.state.subscriptions) == 1
 
 
+def test_who_leaves_is_sent_nothing_new_and_who_replaces_it_is_found() -> None:
+    directory = Directory()
+    entries = entry(0, "ready", 2), entry(0, "stopping", 1, current=False), entry(1, "stopping"), entry(2)
+    subscriptions = (
+        old := Subscription("w:0", 1, 1, "t", 1),
+        new := Subscription("w:0", 2, 1, "t", 1),
+        Subscription("w:0", 2, 2, "t.>", 1),
+        Subscription("w:1", 1, 1, "t", 1),
+        queued := Subscription("w:2", 1, 1, "t", 1, "q"),
+    )
+    directory.apply(control.Directory(1, entries, subscriptions, full=True))
+    of = directory.state
+    assert [of.leaving(one) for one in subscriptions] == [True, False, False, True, False]
+    assert of.leaving(Subscription("w:0", 3, 1, "t", 1)), "of a life that nobody knows"
+    assert of.leaving(Subscription("x:0", 1, 1, "t", 1))
+    assert of.life("w:0", 1) == entries[1]
+    assert of.life("w:0", 3) is None
+    assert of.staying((old, new, queued)) == (new, queued)
+    assert of.staying((old,)) == (old,), "all of them leave"
+    assert of.successors(old, "t", [old]) == [new]
+    assert of.successors(old, "t", [old, new]) == []
+    assert of.successors(new, "t", [new]) == []
+
+
 def test_a_removed_slot_is_unknown() -> None:
     directory = Directory()
     directory.apply(control.Directory(1, (entry(0), entry(1), entry(1, "stopping", 1, current=False)), full=True))
