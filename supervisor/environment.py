@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from smartipc.supervisor.core.spec import WorkerSpec
 from smartipc.supervisor.host.sockets import environment as listen_environment
@@ -13,11 +14,21 @@ NOT_INHERITED = frozenset(
 """What systemd gave to the supervisor itself."""
 
 
+def inherited() -> dict[str, str]:
+    """Return what every life gets of our own environment."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+
+
 def life_environment(
-    app: str, run_id: str, worker: WorkerSpec, instance: str, generation: int, notify_address: str
+    inherited: Mapping[str, str],
+    app: str,
+    run_id: str,
+    worker: WorkerSpec,
+    instance: str,
+    generation: int,
+    notify_address: str,
 ) -> dict[str, str]:
     """Return the complete environment of a life."""
-    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env = {
         **inherited,
         **worker.env,

@@ -51,7 +51,7 @@ from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, For
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.core.stacks import essence
 from smartipc.supervisor.directory import Book
-from smartipc.supervisor.environment import life_environment
+from smartipc.supervisor.environment import inherited, life_environment
 from smartipc.supervisor.events import EventLog, iso
 from smartipc.supervisor.hooks import Hooks
 from smartipc.supervisor.host.journal import open_journal, state_directory
@@ -152,6 +152,7 @@ class App:
         self.watching = Watching(self)
         self._log_readiness = LogReadiness(self)
         self._exclusive = exclusive
+        self._inherited = inherited()
         self.steering = Steering(self)
         self.letters = LetterOffice(self.dead_letters, lambda: self.operator)
         self._measuring = Measuring(self)
@@ -195,7 +196,7 @@ class App:
         self.host.open()
         for name, where in self.host.sockets.addresses().items():
             log.info("socket %s listens at %s", name, where)
-        runs = Runs(self.host.others)
+        runs = Runs(self.host.launcher, self.host.others)
         self.hooks, self.probing = Hooks(self, runs), Probing(self, runs)
         self.telling.open()
         address = f"unix://{self._directory.path}/supervisor.sock"
@@ -302,8 +303,8 @@ class App:
         link = self.links.pop(key, None)
         if link is not None:
             link.close("its process ended")
+            self._directory.forget(self.address(*key))
         self.book.leave(key)
-        self._directory.forget(self.address(*key))
         self.exit_times[life.instance] = iso(time.time())
         if life.swept:
             self._tell_swept(life)
@@ -533,7 +534,7 @@ class App:
     def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
         """Return the complete environment of a life."""
         return life_environment(
-            self.spec.app, self.run_id, worker, order.instance, order.generation, self.telling.address
+            self._inherited, self.spec.app, self.run_id, worker, order.instance, order.generation, self.telling.address
         )
 
     def keep(self, work: asyncio.Task[Any] | Coroutine[Any, Any, Any]) -> None:

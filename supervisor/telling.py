@@ -55,7 +55,7 @@ class Telling:
         """
         if sys.platform == "linux":
             self._socket = NotifySocket(f"smartipc-notify-{self._app.run_id}", self._hear)
-            self._app.host.before_death = self._socket.read
+            self._app.host.before_death = self._hear_last_words
         if self._upward.watchdog is not None:
             self._show_life(self._upward.watchdog)
 
@@ -67,6 +67,10 @@ class Telling:
             self._socket.close()
 
     # from children
+
+    def _hear_last_words(self, life: Life) -> None:
+        if self._socket is not None and self._app.worker_of(life.instance).ready == "notify":
+            self._socket.read()
 
     def _hear(self, pid: int, said: dict[str, str]) -> None:
         app = self._app

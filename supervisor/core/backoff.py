@@ -5,7 +5,10 @@ No randomness and no clock here: the caller draws the number and adds the time.
 
 from __future__ import annotations
 
-from tenacity import RetryCallState, Retrying, wait_exponential
+from types import SimpleNamespace
+from typing import cast
+
+from tenacity import RetryCallState, wait_exponential
 
 from smartipc.supervisor.core.spec import RestartSpec
 
@@ -19,6 +22,5 @@ def delay(restart: RestartSpec, attempt: int, random: float) -> float:
         random: drawn in [0, 1) by the caller; 0.5 means no jitter.
     """
     wait = wait_exponential(multiplier=restart.delay, exp_base=restart.factor, max=restart.max_delay)
-    state = RetryCallState(Retrying(wait=wait), None, (), {})
-    state.attempt_number = attempt
+    state = cast("RetryCallState", SimpleNamespace(attempt_number=attempt))  # all that it looks at, and much cheaper
     return min(restart.max_delay, wait(state) * (1 + restart.jitter * (2 * random - 1)))

@@ -115,8 +115,10 @@ class Ends:
         delay = backoff.delay(restart, slot.attempt + 1, self.lives.jitter())
         if slot.spec.spares and not slot.attempt:
             delay = 0.0  # a warm process waits for this; if it fails as well, the delays begin
-        granted = Counter(one.group for one in self.lives.slots.values() if one.automatic and one is not slot)
-        reaction = self.lives.groups.react(slot.spec.name, now + delay, granted)
+        reaction = Reaction()
+        if self.lives.groups.parent(slot.spec.name) is not None:
+            granted = Counter(one.group for one in self.lives.slots.values() if one.automatic and one is not slot)
+            reaction = self.lives.groups.react(slot.spec.name, now + delay, granted)
         if reaction.spent:
             group = self.lives.groups[reaction.spent]
             spent = f"restart budget of group {group.name} spent: {group.max_restarts} in {group.window:g} s"

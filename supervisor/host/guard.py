@@ -14,6 +14,13 @@ from smartipc.supervisor.host.guardian import start_time
 
 log = logging.getLogger("smartipc.supervisor")
 SCRIPT = Path(__file__).with_name("guardian.py")
+_SOON = 0.01
+"""Seconds within which it is told of groups. Waking it at once would take a core from the program that just begins.
+
+Should we die before that: the program has its parent-death signal or its pipe, and all that descends from it the mark.
+"""
+_MANY = 64
+"""Changes that are told at once; their lines go into one write (PIPE_BUF)."""
 _AGAIN = 1.0
 """Seconds between two attempts to have a guardian."""
 _LEAVE = 1.0
@@ -29,7 +36,11 @@ class Guard:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._groups: dict[int, str] = {}
+        self._groups: dict[int, float] = {}
+        """Graces by the pids of leaders."""
+        self._untold: dict[int, bool] = {}
+        """What has changed since it was told: whether a group is there."""
+        self._soon: asyncio.TimerHandle | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._loop = asyncio.get_running_loop()
         self._started_at = 0.0
@@ -61,25 +72,41 @@ class Guard:
         assert self._process.stdout is not None
         self._loop.add_reader(self._process.stdout, self._replace)
         self._write(f"run {self._run_id}\n")
-        for line in self._groups.values():
-            self._write(line)
+        self._untold.clear()
+        for pid in self._groups:
+            self._write(self._line(pid))
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
 
     def add(self, pid: int, grace: float) -> None:
         """Have this group ended, within `grace` seconds, should the supervisor die."""
-        line = f"add {pid} {start_time(pid) or 0} {grace}\n"
-        self._groups[pid] = line
-        self._tell(line)
+        self._groups[pid] = grace
+        self._change(pid, there=True)
 
     def remove(self, pid: int) -> None:
         """Forget a group that is gone."""
         self._groups.pop(pid, None)
-        self._tell(f"del {pid}\n")
+        self._change(pid, there=False)
 
-    def _tell(self, line: str) -> None:
-        if self._process is not None and not self._write(line):
+    def _change(self, pid: int, *, there: bool) -> None:
+        self._untold[pid] = there
+        if len(self._untold) >= _MANY:
+            self._tell()
+        elif self._soon is None:
+            self._soon = self._loop.call_later(_SOON, self._tell)
+
+    def _tell(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if self._process is None:
+            return  # the next one is told of all
+        untold, self._untold = self._untold, {}
+        if not self._write("".join(self._line(pid) if there else f"del {pid}\n" for pid, there in untold.items())):
             self._replace()
+
+    def _line(self, pid: int) -> str:
+        return f"add {pid} {start_time(pid) or 0} {self._groups[pid]}\n"
 
     def _replace(self) -> None:
         """Have another one in its place: at once, unless this one died young."""
@@ -98,12 +125,12 @@ class Guard:
             log.error("no guardian can be started: %s", error)
             self._later = self._loop.call_later(_AGAIN, self._try)
 
-    def _write(self, line: str) -> bool:
-        """Write a line, whole or not at all (PIPE_BUF); False if it is dead, or stopped and its pipe full."""
+    def _write(self, lines: str) -> bool:
+        """Write lines, whole or not at all (PIPE_BUF); False if it is dead, or stopped and its pipe full."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            return self._process.stdin.write(line.encode()) is not None
+            return self._process.stdin.write(lines.encode()) is not None
         except OSError:
             return False
 
@@ -121,8 +148,9 @@ class Guard:
 
     def dismiss(self) -> None:
         """Let the guardian end without acting; everything it guarded is gone."""
-        if self._later is not None:
-            self._later.cancel()
+        for handle in (self._later, self._soon):
+            if handle is not None:
+                handle.cancel()
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None

@@ -1,30 +1,30 @@
 """Start a program: everything that happens between fork and exec, in the order that the kernel wants it.
 
-The pid that LISTEN_PID and WATCHDOG_PID must carry is only known in the child, privileges are dropped after what needs
-them, and the parent-death signal is set after that, because changing the user clears it. That is why this is a fork of
-our own and not a list of arguments to subprocess. The child runs a few lines of Python and then exec; it allocates
-little, touches no event loop and never returns.
+A program that needs nothing special is started by vfork.py, which copies nothing of us. The others are forked: the pid
+that LISTEN_PID and WATCHDOG_PID must carry is only known in the child, privileges are dropped after what needs them,
+and the parent-death signal is set after that, because changing the user clears it. That is why this is a fork of our
+own and not a list of arguments to subprocess. The child runs a few lines of Python and then exec; it allocates little,
+touches no event loop and never returns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import grp
 import os
 import pwd
 import signal
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from smartipc.supervisor.core.process_spec import NO_LIMITS, LimitsSpec
 from smartipc.supervisor.core.spec import AppSpec
 from smartipc.supervisor.host import limits
+from smartipc.supervisor.host.prctl import die_with_parent
+from smartipc.supervisor.host.vfork import Vfork
 
-_PR_SET_PDEATHSIG = 1
 _FIRST = 3
 """Number of the first handed over socket (sd_listen_fds)."""
 _REPORT = 4096
@@ -35,7 +35,8 @@ _OURS = tuple(
     if hasattr(signal, name)
 )
 """What the supervisor or its interpreter may handle or ignore; looking at all sixty would cost a quarter of a fork."""
-_libc = ctypes.CDLL(None, use_errno=True)
+_PIDS = ("LISTEN_FDS", "WATCHDOG_USEC")
+"""Variables beside which the child's own pid is told."""
 
 
 class LaunchError(Exception):
@@ -106,12 +107,75 @@ def refused_users(spec: AppSpec) -> list[str]:
     return found
 
 
-def launch(program: Program) -> int:
-    """Run it as the leader of a new session, and return its pid once exec has succeeded.
+class Launcher:
+    """Starts programs, by the cheapest way that gives each what it needs."""
 
-    Raises:
-        LaunchError: it does not run; no process is left.
-    """
+    def __init__(self) -> None:
+        try:
+            self._vfork: Vfork | None = Vfork(_OURS)
+        except OSError:
+            self._vfork = None
+
+    def __repr__(self) -> str:
+        return f"<Launcher by {'vfork' if self._vfork is not None else 'fork'}>"
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        vfork, self._vfork = self._vfork, None
+        if vfork is not None:
+            vfork.close()
+
+    def launch(self, program: Program) -> int:
+        """Run it as the leader of a new session, and return its pid once exec has succeeded.
+
+        Raises:
+            LaunchError: it does not run; no process is left.
+        """
+        path = _plain_path(program) if self._vfork is not None else None
+        if self._vfork is None or path is None:
+            return _launch_by_fork(program)
+        try:
+            cwd = os.open(program.cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LaunchError(f"cwd {program.cwd}: {error.strerror}") from error
+        try:
+            return self._vfork.start(
+                path,
+                program.argv,
+                program.env,
+                cwd=cwd,
+                stdout=program.stdout,
+                stderr=program.stderr,
+                open_files=program.limits.open_files,
+            )
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise LaunchError(f"cannot run {program.argv[0]!r}: {reason}") from error
+        finally:
+            os.close(cwd)
+
+
+def _plain_path(program: Program) -> str | None:
+    """Return what to execute, if the program needs nothing that only a fork can give it, and is found at once."""
+    files = program.limits.open_files
+    special = program.sockets or program.user or program.umask is not None
+    if special or replace(program.limits, open_files=None) != NO_LIMITS or any(name in program.env for name in _PIDS):
+        return None
+    if files is not None and not limits.is_allowed(files):
+        return None
+    inherited = (program.stdout, 1), (program.stderr, 2)
+    if any(source <= 2 and source != wanted for source, wanted in inherited):
+        return None  # they stand where another one is to go
+    if not os.access(program.cwd, os.X_OK):
+        return None  # the fork says why
+    name = program.argv[0]
+    if os.path.dirname(name):
+        return name
+    found = (os.path.join(folder, name) for folder in os.get_exec_path(program.env) if os.path.isabs(folder))
+    return next((path for path in found if os.access(path, os.X_OK) and os.path.isfile(path)), None)
+
+
+def _launch_by_fork(program: Program) -> int:
     read, write = os.pipe()  # closed by exec: an empty report is success
     parent = os.getpid()
     # A signal between fork and exec must not reach the handlers that the child still shares with us.
@@ -119,7 +183,7 @@ def launch(program: Program) -> int:
     try:
         pid = os.fork()
         if not pid:
-            become(program, parent, write)
+            _become(program, parent, write)
     except OSError as error:
         os.close(read)
         os.close(write)
@@ -144,7 +208,7 @@ def abandon(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def become(program: Program, parent: int, report: int) -> NoReturn:
+def _become(program: Program, parent: int, report: int) -> NoReturn:
     """Turn this process, a fresh fork of `parent`, into the program; a failure is written to `report`."""
     step = "cannot start"
     try:
@@ -164,14 +228,13 @@ def become(program: Program, parent: int, report: int) -> NoReturn:
         os.chdir(program.cwd)
         step = "cannot start"
         report = _arrange(program, report)
-        if sys.platform == "linux":
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it died before the line above
-                os._exit(1)
+        die_with_parent()
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
         env = dict(program.env)
-        for name, when in (("LISTEN_PID", "LISTEN_FDS"), ("WATCHDOG_PID", "WATCHDOG_USEC")):
-            if when in env:
-                env[name] = str(os.getpid())
+        for name in _PIDS:
+            if name in env:
+                env[f"{name.partition('_')[0]}_PID"] = str(os.getpid())
         step = f"cannot run {program.argv[0]!r}"
         os.execvpe(program.argv[0], program.argv, env)  # noqa: S606 - the configuration's own words
     except BaseException as error:  # whatever it is, the supervisor is told and this process ends here

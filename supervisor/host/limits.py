@@ -38,6 +38,12 @@ def for_child(limits: LimitsSpec) -> LimitsSpec:
     return replace(limits, open_files=_before) if limits.open_files is None and _before is not None else limits
 
 
+def is_allowed(open_files: int) -> bool:
+    """Tell whether any process may set this as its soft limit of open files."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return hard == resource.RLIM_INFINITY or open_files <= hard
+
+
 def apply(pid: int, limits: LimitsSpec, slot: int) -> None:
     """Set the limits of a process.
 

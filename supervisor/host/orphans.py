@@ -18,6 +18,7 @@ import psutil
 from smartipc.supervisor.host.life import Life
 
 PROC = Path("/proc")
+_READ = 64 * 1024
 _WORDS = 120
 """Characters of a command line that are named."""
 
@@ -35,15 +36,37 @@ class Orphans:
         self._run_id = run_id
         self._known = known
         self._exclusive = exclusive
+        self._children: int | None = None
+        """An open file: looking it up each time would fall between a death and its replacement."""
 
     def __repr__(self) -> str:
         return f"<Orphans of run {self._run_id}>"
+
+    def close(self) -> None:
+        """Let go of the kernel's list."""
+        if self._children is not None:
+            os.close(self._children)
+            self._children = None
+
+    def _adopted(self) -> list[int]:
+        """Return at least those of our children that were adopted: the kernel gives them to our first thread."""
+        try:
+            if self._children is None:
+                path = PROC / "self" / "task" / str(os.getpid()) / "children"
+                self._children = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            text = piece = os.pread(self._children, _READ, 0)
+            while piece:
+                piece = os.pread(self._children, _READ, len(text))
+                text += piece
+        except OSError:  # no such lists here, or no descriptor left
+            return children()
+        return [int(word) for word in text.split()]
 
     def unknown(self) -> list[int]:
         """Return our living children that nobody looks after; the dead among them are reaped."""
         found = []
         known = self._known()
-        for pid in children():
+        for pid in self._adopted():
             if pid in known:
                 continue
             if not self._exclusive and self._marks(pid) is None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,19 +24,18 @@ from smartipc.supervisor.host import functions, limits
 from smartipc.supervisor.host.exits import OomWatch, facts_of
 from smartipc.supervisor.host.functions import Begun, FunctionStarter
 from smartipc.supervisor.host.guard import Guard
-from smartipc.supervisor.host.launch import LaunchError, Program, abandon, find_user
+from smartipc.supervisor.host.launch import Launcher, LaunchError, Program, abandon, find_user
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.logfile import LogFile, LogFiles
 from smartipc.supervisor.host.orphans import Orphans
 from smartipc.supervisor.host.output import TAIL, Drain, Output, Stream
+from smartipc.supervisor.host.prctl import adopt_orphans
 from smartipc.supervisor.host.sockets import Sockets
 from smartipc.supervisor.host.spares import Reads, Spare, Spares
-from smartipc.supervisor.host.understudy import Understudy
 
 log = logging.getLogger("smartipc.supervisor")
 TAIL_LINES = 10
 """Lines of stderr that travel with exit facts."""
-_PR_SET_CHILD_SUBREAPER = 36
 _CODE_WAIT = 1.0
 """Seconds to wait for the fork server's word on how its child ended."""
 _SWEEP_WAIT = 2.0
@@ -83,13 +80,13 @@ class ProcessHost:
         self._starter = FunctionStarter(spec, folder, run_id, exclusive=exclusive)
         self._log_files = LogFiles()
         self.lives: dict[tuple[str, int], Life] = {}
+        self.launcher = Launcher()
         self.sockets = Sockets()
         self.spares = Spares(self._guard, self._start_spare)
-        self._understudy = Understudy(wanted=any(worker.command is not None for worker in spec.workers))
         self.others: set[int] = set()
         """Pids of children that are no lives but are looked after: hooks and probes."""
         self.orphans = Orphans(run_id, self._known, exclusive=exclusive)
-        self.before_death: Callable[[], None] = lambda: None
+        self.before_death: Callable[[Life], None] = lambda _life: None
         """Called before a death is judged: last words may still be unread."""
         self.on_line: dict[tuple[str, int], Callable[[bytes], None]] = {}
         """For (instance, generation): called with every line of its output."""
@@ -104,8 +101,7 @@ class ProcessHost:
             OSError: a listening socket cannot be opened.
         """
         self.sockets.apply(self._spec.sockets)
-        if sys.platform == "linux":
-            self._adopt(1)
+        adopt_orphans(on=True)
         self._guard.start()
         self._starter.open()
         if self._exclusive:
@@ -128,25 +124,21 @@ class ProcessHost:
         if self._exclusive:
             self._loop.remove_signal_handler(signal.SIGCHLD)
         self.spares.close()
-        self._understudy.close()
         deadline = time.monotonic() + _SWEEP_WAIT
         while (killed := self.orphans.kill_all()) and time.monotonic() < deadline:
             for pid, words in killed.items():
                 log.warning("process %d was left over and is killed: %s", pid, words)
             time.sleep(_LOOK)
         self._starter.close()
-        if sys.platform == "linux" and not self._exclusive:
-            self._adopt(0)
+        if not self._exclusive:
+            adopt_orphans(on=False)
         self._guard.dismiss()
+        self.launcher.close()
+        self.orphans.close()
         self.sockets.close()
-
-    @staticmethod
-    def _adopt(on: int) -> None:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
 
     def _known(self) -> set[int]:
         known = {life.pid for life in self.lives.values()} | self.others | self._starter.helpers() | self.spares.pids()
-        known |= self._understudy.pids()
         return known if self._guard.pid is None else known | {self._guard.pid}
 
     # starting
@@ -229,7 +221,7 @@ class ProcessHost:
         assert worker.command is not None
         try:
             user = find_user(worker.user) if worker.user is not None else None
-            pid = self._understudy.launch(
+            pid = self.launcher.launch(
                 Program(
                     worker.command,
                     env,
@@ -316,7 +308,7 @@ class ProcessHost:
 
     def _died(self, life: Life) -> None:
         pid = life.pid
-        self.before_death()
+        self.before_death(life)
         if life.pid != pid:
             return  # its last word was that another process is the main one
         self._loop.remove_reader(life.pidfd)

@@ -15,7 +15,7 @@ from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.process_spec import NO_LIMITS
 from smartipc.supervisor.host import limits
 from smartipc.supervisor.host.exits import facts_of
-from smartipc.supervisor.host.launch import Program, User, launch
+from smartipc.supervisor.host.launch import Launcher, Program, User
 from smartipc.supervisor.host.output import Drain
 
 
@@ -23,10 +23,12 @@ class Runs:
     """Runs programs.
 
     Args:
+        launcher: starts them.
         others: pids of running ones are kept in here, so that nobody else reaps them.
     """
 
-    def __init__(self, others: set[int]) -> None:
+    def __init__(self, launcher: Launcher, others: set[int]) -> None:
+        self._launcher = launcher
         self._others = others
 
     def __repr__(self) -> str:
@@ -58,7 +60,8 @@ class Runs:
         """
         read, write = os.pipe()
         try:
-            pid = launch(Program(argv, env, cwd, write, write, limits=limits.for_child(NO_LIMITS), user=user))
+            limited = limits.for_child(NO_LIMITS)
+            pid = self._launcher.launch(Program(argv, env, cwd, write, write, limits=limited, user=user))
         except BaseException:
             os.close(read)
             raise

@@ -16,7 +16,7 @@ from kit import alive, wait_for
 from smartipc.supervisor.host import orphans
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.orphans import Orphans, children, descendants
-from smartipc.supervisor.host.process import ProcessHost
+from smartipc.supervisor.host.prctl import adopt_orphans
 
 FAMILY = """
 import os, subprocess, sys
@@ -32,9 +32,9 @@ def kernel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     """A kernel that keeps lists of children, and one that does not (CONFIG_PROC_CHILDREN)."""
     if request.param == "no lists":
         monkeypatch.setattr(orphans, "PROC", tmp_path)
-    ProcessHost._adopt(1)
+    adopt_orphans(on=True)
     yield
-    ProcessHost._adopt(0)
+    adopt_orphans(on=False)
 
 
 @pytest.fixture
@@ -83,3 +83,4 @@ def test_what_a_life_left_is_killed_and_reaped(family: Callable[[], tuple[subpro
     wait_for(lambda: not alive(grandchild), "it dies")
     os.waitpid(grandchild, 0)
     assert not looking.kill_those_of(life)
+    looking.close()
