@@ -165,7 +165,7 @@ class Caller:
                         raise
                     attempt += 1
             if not self._another_ready(worker, slot, entry):
-                await self.change(min(deadline, self._loop.time() + attempts.pause(attempt, random.random())))  # noqa: S311
+                await self.change(min(deadline, self._loop.time() + attempts.pause(attempt, random.random())))  # noqa: S311 - only jitter
             refused = refused + 1 if decision == "again" else 0
             if refused > _AT_ONCE:  # all of them refuse: do not spin until one leaves or comes
                 await asyncio.sleep(attempts.BACKOFF)

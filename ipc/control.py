@@ -166,7 +166,6 @@ class Launch(msgspec.Struct, frozen=True):
     heartbeat: HeartbeatPlan = HeartbeatPlan()
     stop_signal: str = "SIGTERM"
     """The signal that comes with a stop order; the worker treats it, SIGTERM and SIGINT as such."""
-    ready_on: Literal["ipc", "started"] = "ipc"
     log_level: str = "info"
     counts_requests: bool = False
     """Whether beats are to say how many requests were served."""

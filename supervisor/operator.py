@@ -98,7 +98,7 @@ class Operator:
 
     async def close(self) -> None:
         """Stop listening and calling."""
-        await self._ipc._close(0.5)  # noqa: SLF001
+        await self._ipc._close(0.5)  # noqa: SLF001 - its life is led here
 
     async def request(self, call: control.CallRequest) -> control.CallOutcome:
         """Make one call; its error is part of the outcome."""

@@ -147,7 +147,6 @@ class WorkerPipe(QuietHost):
             grace=worker.stop.timeout,
             heartbeat=HeartbeatPlan(worker.heartbeat.interval, worker.heartbeat.source),
             stop_signal=worker.stop.signal,
-            ready_on="started" if worker.ready == "started" else "ipc",
             log_level=app.spec.supervisor.log.level,
             counts_requests=self._counts,
             concurrency_running=worker.concurrency.running,

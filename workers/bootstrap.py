@@ -97,10 +97,10 @@ def _place_sockets(control_fd: int, socket_fds: tuple[int, ...]) -> int:
     copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in socket_fds]
     for descriptor in {control_fd, *socket_fds}:
         os.close(descriptor)
-    tracker: Any = multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker
     told = getattr(tracker, "_fd", None)
     if told is not None and told < above:
-        tracker._fd = fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, above)  # noqa: SLF001
+        tracker._fd = fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, above)
     for number, copy in enumerate(copies, start=3):
         os.dup2(copy, number, inheritable=True)
         os.close(copy)
@@ -135,12 +135,12 @@ def _leave_fork_server() -> None:
     Otherwise it would outlive a killed supervisor until the last worker is gone, and processes that a worker starts
     by itself would come from it instead of belonging to the worker.
     """
-    server: Any = multiprocessing.forkserver._forkserver  # noqa: SLF001
+    server: Any = multiprocessing.forkserver._forkserver
     alive = getattr(server, "_forkserver_alive_fd", None)
     if alive is not None:
         with contextlib.suppress(OSError):
             os.close(alive)
-        server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None  # noqa: SLF001
+        server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None
 
 
 def _live(launch: control.Launch, port: ControlClient) -> control.Ending:

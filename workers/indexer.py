@@ -376,7 +376,7 @@ class Catalog:
             return Summary(sealed=False)
         of_run = "FROM files WHERE path IN (SELECT path FROM seen)"
         files, size = self._db.execute(f"SELECT count(*), coalesce(sum(size), 0) {of_run}").fetchone()
-        groups = f"SELECT count(*) FROM (SELECT 1 {of_run} GROUP BY sha256 HAVING count(*) > 1)"  # noqa: S608
+        groups = f"SELECT count(*) FROM (SELECT 1 {of_run} GROUP BY sha256 HAVING count(*) > 1)"  # noqa: S608 - no words of others
         return Summary(True, files, size, self._db.execute(groups).fetchone()[0], row[1], row[2])
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def flavour(function: Callable[..., Any]) -> Literal["async", "blocking"]:
         inner = inner.func
     if inspect.iscoroutinefunction(inner):
         return "async"
-    call = None if inspect.isroutine(inner) or inspect.isclass(inner) else getattr(inner, "__call__", None)  # noqa: B004
+    call = None if inspect.isroutine(inner) or inspect.isclass(inner) else getattr(inner, "__call__", None)  # noqa: B004 - its signature is wanted
     return "async" if inspect.iscoroutinefunction(call) else "blocking"
 
 

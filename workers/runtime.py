@@ -58,16 +58,16 @@ async def _life(
 ) -> str:
     loop = asyncio.get_running_loop()
     ipc = SmartIpc(launch, directory, port)
-    await ipc._open()  # noqa: SLF001 - the runtimes drive the handle's life
+    await ipc._open()
     if started.heartbeat_source == "loop":
         _tick(loop, port, launch.heartbeat.interval / 2)
     for number in stop_signals(launch):
-        loop.add_signal_handler(number, ipc._begin_stop, f"signal {number.name}")  # noqa: SLF001
-    port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
+        loop.add_signal_handler(number, ipc._begin_stop, f"signal {number.name}")
+    port.on_stop_call(ipc._begin_stop)
     port.on_hang_call(lambda: loop.call_soon_threadsafe(time.sleep, _FOREVER))
     main = asyncio.ensure_future(_call(function, ipc, launch))
     watch = asyncio.ensure_future(_cancel_late(ipc, main, launch.grace * _CANCEL_AT))
-    port.served = lambda: ipc._registry.served  # noqa: SLF001
+    port.served = lambda: ipc._registry.served
     port.traffic = lambda: ipc.snapshot().traffic
     port.notify(control.started, started)
     try:
@@ -79,7 +79,7 @@ async def _life(
         watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watch
-        await ipc._close(launch.grace / 2)  # noqa: SLF001
+        await ipc._close(launch.grace / 2)
     return "stopped" if ipc.stopping else "completed"
 
 

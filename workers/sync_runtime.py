@@ -30,21 +30,21 @@ def run(
         BaseException: whatever the target raised.
     """
     ipc = SmartIpc(launch, directory, port)
-    ipc._open()  # noqa: SLF001 - the runtimes drive the handle's life
+    ipc._open()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         # The main thread may hold the handle's lock at this very bytecode, so another thread does the work;
         # start_new_thread takes no Python lock, threading.Thread would.
-        _thread.start_new_thread(ipc._begin_stop, (f"signal {signal.Signals(number).name}",))  # noqa: SLF001
+        _thread.start_new_thread(ipc._begin_stop, (f"signal {signal.Signals(number).name}",))
 
     for asked in stop_signals(launch):
         signal.signal(asked, on_signal)
-    port.on_stop_call(ipc._begin_stop)  # noqa: SLF001
-    port.served = lambda: ipc._registry.served  # noqa: SLF001
+    port.on_stop_call(ipc._begin_stop)
+    port.served = lambda: ipc._registry.served
     port.traffic = lambda: ipc.snapshot().traffic
     port.notify(control.started, started)
     try:
         function(ipc, *launch.args, **launch.kwargs)
     finally:
-        ipc._close(launch.grace / 2)  # noqa: SLF001
+        ipc._close(launch.grace / 2)
     return "stopped" if ipc.stopping else "completed"

@@ -394,7 +394,7 @@ class Buffers:
         if self._wake is not None and not self._closed:
             self._wake()
 
-    def on_segments(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_segments(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Map what an FDS frame announces, and confirm it.
 
         Raises:
@@ -428,7 +428,7 @@ class Buffers:
         if len(self.batches) > partial:
             raise RemoteProtocolError("descriptors without an FDS frame")
 
-    def on_confirmed(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_confirmed(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Count descriptors that the peer has.
 
         Raises:
@@ -439,7 +439,7 @@ class Buffers:
             raise RemoteProtocolError("descriptors were confirmed that we did not send")
         self._unconfirmed -= count
 
-    def on_release(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_release(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take leases back.
 
         Raises:
@@ -449,7 +449,7 @@ class Buffers:
             if self._lent.pop(lease, None) is None:
                 raise RemoteProtocolError(f"lease {lease} is not the peer's to give back")
 
-    def on_retire(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_retire(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Forget a segment of the peer; views of it stay valid.
 
         Raises:

@@ -287,7 +287,7 @@ class Connection:
                 self._fail(error, events)
         return events
 
-    def receive_eof(self, now: float) -> list[Event]:  # noqa: ARG002 - the shape of every input
+    def receive_eof(self, now: float) -> list[Event]:
         """Take the end of the peer's bytes: the connection is over."""
         events: list[Event] = []
         if self.state is not ConnectionState.CLOSED:
@@ -636,23 +636,23 @@ class Connection:
         self.straight.open = True
         events.append(Opened(self.peer))
 
-    def _on_goaway(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_goaway(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         reason = shown(heads.decode(head, heads.Reason).reason)
         self.state = TRANSITIONS[self.state, Cause.GOODBYE]
         self.straight.open = False
         events.append(GoodbyeReceived(reason))
 
-    def _on_fatal(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_fatal(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         reason = shown(heads.decode(head, heads.Reason).reason)
         self._end(LocalProtocolError(f"the peer refused our bytes: {reason}"), reason, events)
 
-    def _on_response(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_response(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         if self._answered(ident):
             if ident == self.tally.timed:
                 self.tally.answered(now)
             events.append(ReplyReceived(ident, payload))
 
-    def _on_responses(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_responses(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         try:
             ids = ids_of(ident, payload)
         except ValueError as error:
@@ -667,7 +667,7 @@ class Connection:
         if late < len(ids):
             events.append(RepliesReceived(ids, payload))
 
-    def _on_error(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_error(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fault = heads.decode(payload, heads.Fault)
         if self._answered(ident):
             self.tally.failed(fault.name)
@@ -682,7 +682,7 @@ class Connection:
         self.late_replies += 1
         return False
 
-    def _on_notify(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_notify(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.RequestHead)
         self.tally.notifies += 1
         events.append(NotifyReceived(fields.method, payload, fields.headers, now))
@@ -695,7 +695,7 @@ class Connection:
         self.tally.messages += 1
         events.append(message)
 
-    def _on_notifies(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_notifies(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.RequestHead)
         self.tally.notifies += count_of(payload)
         events.append(NotifiesReceived(fields.method, payload, now))
@@ -705,7 +705,7 @@ class Connection:
         self.tally.messages += count_of(payload)
         events.append(MessagesReceived(ident, fields.topic, payload, now))
 
-    def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         count = heads.decode(head, heads.AckHead).consumed
         if ident == 0:
             self.topics.on_settled(count)

@@ -126,7 +126,7 @@ class Greeting:
 
     # frames
 
-    def on_hello(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_hello(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Answer the connecting side, or refuse it."""
         self._only_once()
         theirs = heads.decode(head, heads.Hello)
@@ -145,7 +145,7 @@ class Greeting:
             self._auth.bind(heard, self._spoken)
             self._answer = (peer, theirs.message_limit, answer.features)
 
-    def on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_welcome(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take the accepting side's answer, and prove ourselves where there is a token."""
         self._only_once()
         theirs = heads.decode(head, heads.Welcome)
@@ -160,7 +160,7 @@ class Greeting:
             self._answer = (peer, theirs.message_limit, theirs.features)
             self._prove(Kind.AUTH)
 
-    def on_auth(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_auth(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Check the connecting side's proof and give ours."""
         self._only_once()
         assert self._auth is not None
@@ -173,7 +173,7 @@ class Greeting:
         self._prove(Kind.AUTH_OK)
         self._finish(*self._answer, events)
 
-    def on_auth_ok(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_auth_ok(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Check the accepting side's proof."""
         self._only_once()
         assert self._auth is not None
@@ -181,7 +181,7 @@ class Greeting:
         self._auth.check("server", heads.decode(head, heads.Proof).mac)
         self._finish(*self._answer, events)
 
-    def on_reject(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_reject(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take the accepting side's no."""
         self._only_once()
         reject = heads.decode(head, heads.Reject)

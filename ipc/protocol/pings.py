@@ -35,7 +35,7 @@ class Pings:
         self._say(Kind.PING, 0, heads.PingHead(self._sequence))
         return self._sequence
 
-    def on_ping(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_ping(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Answer one, unless they are too many."""
         since, count = self._window
         self._window = (since, count + 1) if now - since < 1.0 else (now, 1)
@@ -43,7 +43,7 @@ class Pings:
             raise RemoteProtocolError("too many pings")
         self._say(Kind.PONG, ident, heads.decode(head, heads.PingHead))
 
-    def on_pong(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_pong(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Tell how long one took; one to nothing we sent is ignored."""
         sequence = heads.decode(head, heads.PingHead).sequence
         sent = self._sent.pop(sequence, None)

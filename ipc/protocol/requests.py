@@ -115,7 +115,7 @@ class Requests:
             self.heads[head] = fields
         return fields
 
-    def on_cancel(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_cancel(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Forget a request; one that came in the same read is never told."""
         self._parts.drop(_REQUEST, ident)
         if ident in self.serving:

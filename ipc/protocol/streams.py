@@ -416,7 +416,7 @@ class Streams:
         stream.extra[stream.received] = len(whole) - len(item) + item.shared
         return item
 
-    def on_credit(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
+    def on_credit(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Raise what may be sent; the first one to a stream of ours says that it was accepted."""
         fields = heads.decode(head, heads.CreditHead)
         stream = self._find(ident)
@@ -432,7 +432,7 @@ class Streams:
         self._activate(stream)
         self.look(stream)
 
-    def on_stop(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_stop(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Send no more on it."""
         stream = self._find(ident)
         if stream is None or stream.sending in _OVER:
@@ -442,7 +442,7 @@ class Streams:
         events.append(StreamStopped(ident))
         self.settle(stream)
 
-    def on_reset(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002
+    def on_reset(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Forget it."""
         fault = heads.decode(payload, heads.Fault)
         stream = self._find(ident)

@@ -137,7 +137,7 @@ class Topics:
         """Take credit back; called by the connection for an ACK with id 0."""
         self._published.settle(count)
 
-    def on_sub_ok(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
+    def on_sub_ok(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take the answer to a subscription; one that was given up meanwhile needs none."""
         reason = heads.decode(head, heads.SubOkHead).reason
         if ident in self._numbers:
@@ -158,7 +158,7 @@ class Topics:
         if self._received.settle(count):
             self._control(Kind.ACK, 0, heads.encoder.encode(heads.AckHead(count)))
 
-    def on_sub(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
+    def on_sub(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take a subscription of the peer."""
         fields = heads.decode(head, heads.SubHead)
         if ident == 0 or ident in self._numbers:
@@ -169,13 +169,13 @@ class Topics:
         self._numbers.add(ident)
         events.append(SubscribeReceived(ident, fields.pattern, fields.window, fields.queue, fields.overflow))
 
-    def on_unsub(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
+    def on_unsub(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take the end of a subscription; one that was refused has none."""
         if ident in self._numbers:
             self._numbers.discard(ident)
             events.append(UnsubscribeReceived(ident))
 
-    def on_pub(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:  # noqa: ARG002 - the shape of every handler
+    def on_pub(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         """Take a message for whoever subscribed here."""
         fields = heads.decode(head, heads.PubHead)
         if not self._received.room:

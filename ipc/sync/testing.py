@@ -100,7 +100,7 @@ class Stage:
     def handle(self, launch: Launch) -> SmartIpc:
         """Return a handle of the calling thread, opened; end it with `_close(grace)`."""
         ipc = SmartIpc(launch, self.directory(), StagePort(self, launch))
-        ipc._open()  # noqa: SLF001 - the stage is a runtime
+        ipc._open()
         return ipc
 
     @contextmanager
@@ -120,7 +120,7 @@ class Stage:
                 try:
                     target(ipc)
                 finally:
-                    ipc._close(5.0)  # noqa: SLF001
+                    ipc._close(5.0)
             except BaseException as error:
                 (ended if opened.done() else opened).set_exception(error)
             else:
@@ -133,7 +133,7 @@ class Stage:
             try:
                 yield ipc
             finally:
-                ipc._begin_stop("end of the block")  # noqa: SLF001
+                ipc._begin_stop("end of the block")
                 ended.result(30)
         finally:
             thread.join()

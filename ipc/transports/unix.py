@@ -179,11 +179,6 @@ def peer_credentials(sock: socket.socket) -> PeerCredentials:
     return PeerCredentials(sock.getsockopt(0, 2), uid, gid)
 
 
-def is_local(stream: Stream) -> bool:
-    """Tell whether a stream is a Unix socket, whose kernel knows who is at the other end."""
-    return isinstance(stream, socket.socket) and stream.family == socket.AF_UNIX
-
-
 def same_user(stream: Stream) -> bool:
     """Tell whether the process at the other end of a Unix socket runs as our user, or as root."""
     return isinstance(stream, socket.socket) and peer_credentials(stream).uid in (os.geteuid(), 0)

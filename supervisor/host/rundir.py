@@ -164,11 +164,6 @@ def running_apps() -> list[RunningApp]:
     return found
 
 
-def running_in(directory: Path) -> int | None:
-    """Return the pid of the supervisor that holds this directory, or None."""
-    return _running(directory)
-
-
 def _make_private(path: Path) -> None:
     """Make a 0700 directory, or verify that one is; never loosen or tighten what we did not make."""
     with contextlib.suppress(FileExistsError):
