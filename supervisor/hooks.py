@@ -40,15 +40,15 @@ class Hooks:
         self._app = app
         self._runs = runs
         self._before: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._after: dict[str, asyncio.Task[None]] = {}
+        self._after: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     def __repr__(self) -> str:
         return f"<Hooks {len(self._before)} before, {len(self._after)} after>"
 
     def hold(self, worker: WorkerSpec, order: Spawn, spawn: Callable[[Spawn], None]) -> bool:
         """Spawn later, when what must come first is over; return False if nothing must."""
-        earlier = self._after.get(order.instance)
-        if earlier is None and not worker.hooks.before_start:
+        earlier = {task for key, task in self._after.items() if key[0] == order.instance}
+        if not earlier and not worker.hooks.before_start:
             return False
         key = order.instance, order.generation
         task = asyncio.get_running_loop().create_task(self._prepare(worker, order, earlier, spawn))
@@ -57,10 +57,10 @@ class Hooks:
         return True
 
     async def _prepare(
-        self, worker: WorkerSpec, order: Spawn, earlier: asyncio.Task[None] | None, spawn: Callable[[Spawn], None]
+        self, worker: WorkerSpec, order: Spawn, earlier: set[asyncio.Task[None]], spawn: Callable[[Spawn], None]
     ) -> None:
-        if earlier is not None:
-            await asyncio.wait({earlier})
+        if earlier:
+            await asyncio.wait(earlier)
         env = self._app.environment(worker, order)
         try:
             for argv in worker.hooks.before_start:
@@ -82,9 +82,9 @@ class Hooks:
     def after(self, worker: WorkerSpec, instance: str, generation: int, facts: ExitFacts) -> None:
         """Begin the `after_stop` hooks of a life that is over."""
         if worker.hooks.after_stop:
-            task = asyncio.get_running_loop().create_task(self._clean_up(worker, instance, generation, facts))
-            self._after[instance] = task
-            task.add_done_callback(lambda _done: self._after.pop(instance, None))
+            key = instance, generation
+            task = self._after[key] = asyncio.get_running_loop().create_task(self._clean_up(worker, *key, facts))
+            task.add_done_callback(lambda _done: self._after.pop(key, None))
 
     async def _clean_up(self, worker: WorkerSpec, instance: str, generation: int, facts: ExitFacts) -> None:
         env = self._app.environment(worker, Spawn(instance, generation))
@@ -99,7 +99,7 @@ class Hooks:
     @property
     def cleaning_up(self) -> list[str]:
         """Instances whose `after_stop` runs."""
-        return list(self._after)
+        return list(dict.fromkeys(instance for instance, _ in self._after))
 
     async def finish(self) -> None:
         """Wait for what still runs after the last life; each hook has its own time limit."""

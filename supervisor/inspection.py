@@ -111,7 +111,7 @@ class Inspection:
         found = []
         for view in app.core.snapshot():
             if view.state == "stopping":
-                grace = app.core.spec.worker(view.worker).stop.timeout
+                grace = app.worker_of(view.instance).stop.timeout  # it may be on its way out of the configuration
                 left = max(0.0, grace - (now - view.since))
                 found.append(f"{view.instance} was told to stop {now - view.since:.1f} s ago, killed in {left:.1f} s")
             elif view.state in LIVING:

@@ -151,6 +151,6 @@ class Probing:
             await link.call(method, codec.encode(None), timeout=timeout)
         except RemoteFault as fault:
             return f"request {method}: {fault.error(method=method, instance=key[0])}"
-        except (SmartIpcError, BlockingIOError) as error:
+        except (SmartIpcError, OSError) as error:  # nobody listens, its queue is full, or we lack a descriptor
             return f"request {method}: {error}"
         return ""

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from smartipc.ipc.wire.text import shown
 from smartipc.supervisor.core.facts import Beat, BecameReady, Extended, Spawned, Unwell
 from smartipc.supervisor.core.orders import Announce
 from smartipc.supervisor.host.life import Life
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartipc.supervisor")
 _STATUS = 1000
 """Characters of a STATUS that are kept."""
+_QUIET = 1.0
+"""Seconds between two warnings of strangers."""
 
 
 class Telling:
@@ -38,6 +41,7 @@ class Telling:
         self._upward = Upward(os.environ, app.pid)
         self._sign: asyncio.TimerHandle | None = None
         self._ready_told = False
+        self._quiet_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Telling {self._socket!r}>"
@@ -76,7 +80,7 @@ class Telling:
         app = self._app
         life = app.host.orphans.owner(pid, app.host.lives)
         if life is None or app.worker_of(life.instance).ready != "notify":
-            log.warning("process %d, which is no worker with `ready: notify`, tells %s", pid, ", ".join(said))
+            self._notice_stranger(pid, said)
             return
         key = life.instance, life.generation
         if "MAINPID" in said:
@@ -95,6 +99,14 @@ class Telling:
         elif said.get("WATCHDOG") == "trigger":
             app.feed(Unwell(*key, "it says that it hangs (WATCHDOG=trigger)"))
 
+    def _notice_stranger(self, pid: int, said: dict[str, str]) -> None:
+        """Warn of one whom we do not heed; every user of this host may write to us, so not of each."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET
+            words = shown(", ".join(said))
+            log.warning("process %d, which is no worker with `ready: notify`, tells %s", pid, words)
+
     def _follow(self, life: Life, text: str) -> None:
         """Take another process for the main one, if it is one of the life's own."""
         app = self._app
@@ -103,7 +115,10 @@ class Telling:
             return
         if pid <= 1 or app.host.orphans.owner(pid, {(life.instance, life.generation): life}) is None:
             log.warning(
-                "%s: MAINPID=%s is no process of its own", life.instance, text[:20], extra={"instance": life.instance}
+                "%s: MAINPID=%s is no process of its own",
+                life.instance,
+                shown(text, 20),
+                extra={"instance": life.instance},
             )
             return
         try:

@@ -74,7 +74,7 @@ def _isolate(keep: set[int], stdout_fd: int, stderr_fd: int) -> None:
     if type(multiprocessing.current_process()).__name__ == "ForkProcess":
         _forget_parent(keep)
     _leave_fork_server()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if os.getpid() != os.getsid(0):

@@ -15,7 +15,7 @@ from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.process_spec import NO_LIMITS
 from smartipc.supervisor.host import limits
 from smartipc.supervisor.host.exits import facts_of
-from smartipc.supervisor.host.launch import Launcher, Program, User
+from smartipc.supervisor.host.launch import Launcher, LaunchError, Program, User
 from smartipc.supervisor.host.output import Drain
 
 
@@ -58,36 +58,42 @@ class Runs:
             LaunchError: it could not be started.
             TimeoutError: it took too long, and was killed.
         """
+        with contextlib.ExitStack() as undo:
+            try:
+                pid, read = self._begin(argv, env, cwd, user)
+                self._others.add(pid)
+                undo.callback(self._others.discard, pid)
+                drain = Drain(read, emit)
+                undo.callback(drain.finish)
+                undo.callback(_kill_group, pid)
+                pidfd = os.pidfd_open(pid)
+                undo.callback(os.close, pidfd)
+            except OSError as error:
+                raise LaunchError(f"cannot start: {error.strerror}") from error
+            return await asyncio.wait_for(_ended(pid, pidfd), timeout)
+
+    def _begin(self, argv: tuple[str, ...], env: Mapping[str, str], cwd: str, user: User | None) -> tuple[int, int]:
+        """Start a program with a pipe for its output; return its pid and the reading end."""
         read, write = os.pipe()
         try:
             limited = limits.for_child(NO_LIMITS)
-            pid = self._launcher.launch(Program(argv, env, cwd, write, write, limits=limited, user=user))
+            return self._launcher.launch(Program(argv, env, cwd, write, write, limits=limited, user=user)), read
         except BaseException:
             os.close(read)
             raise
         finally:
             os.close(write)
-        self._others.add(pid)
-        drain = Drain(read, emit)
-        try:
-            return await asyncio.wait_for(_ended(pid), timeout)
-        finally:
-            _kill_group(pid)
-            self._others.discard(pid)
-            drain.finish()
 
 
-async def _ended(pid: int) -> ExitFacts:
+async def _ended(pid: int, pidfd: int) -> ExitFacts:
     """Wait for its end. If that is cancelled the caller kills it, and it is reaped as any orphan is."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
-    pidfd = os.pidfd_open(pid)
     loop.add_reader(pidfd, over.set)
     try:
         await over.wait()
     finally:
         loop.remove_reader(pidfd)
-        os.close(pidfd)
     return facts_of(os.waitpid(pid, os.WNOHANG)[1])  # noqa: ASYNC222 - it has ended, nothing blocks
 
 

@@ -201,9 +201,13 @@ workers:
     wait_for(lambda: "smartipc-notify" in one.out.read_text(), "the address is told")
     address = one.out.read_text().partition("| ")[2].strip()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"READY=1", "\0" + address[1:])
+        sock.sendto(b"READY=1\n\x1b[2J=", "\0" + address[1:])
+        for _ in range(100):
+            sock.sendto(b"READY=1\nAGAIN=1", "\0" + address[1:])
     wait_for(lambda: "tells READY" in one.err.read_text(), "the stranger is noticed")
     assert one.status()["w:0"]["state"] == "running"
+    assert "tells READY, \\x1b[2J\n" in one.err.read_text(), "its words command no terminal"
+    assert one.err.read_text().count("AGAIN") < 20, "and fill no disk"
 
 
 def test_ready_by_a_line_of_the_log(run: Callable[..., App], folder: Path) -> None:
@@ -462,6 +466,21 @@ workers:
     assert (folder / "story").read_text().splitlines() == [
         "before 1", "and", "life 1", "after 1 SIGKILL", "before 2", "and", "life 2", "after 2 SIGTERM",
     ]  # fmt: skip
+
+
+def test_the_app_ends_after_the_hooks_of_all_its_lives(run: Callable[..., App], folder: Path) -> None:
+    """Two lives of one slot may end at about the same time."""
+    one = run("""
+workers:
+  w:
+    command: [sleep, "100"]
+    hooks: {after_stop: [sh, -c, "[ $SMARTIPC_GENERATION = 2 ] || sleep 1; echo $SMARTIPC_GENERATION >> story"]}
+""")
+    one.wait_state("w:0", "ready")
+    assert one.ctl("reload", "w").returncode == 0
+    assert one.ctl("shutdown").returncode == 0
+    assert one.wait_ended() == 0
+    assert (folder / "story").read_text().split() == ["2", "1"]
 
 
 def test_a_failing_before_start_is_a_failed_start(run: Callable[..., App]) -> None:

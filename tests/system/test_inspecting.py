@@ -80,6 +80,21 @@ workers:
     assert "its check fails: tcp 127.0.0.1:1: " in one.ctl("why", "w").stdout
 
 
+def test_why_tells_of_one_that_is_no_longer_configured(run: Callable[..., App], folder: Path) -> None:
+    stubborn = """
+  gone: {command: [sh, -c, "trap '' TERM; while :; do sleep 0.1; done"], stop: {timeout: 20s}}
+"""
+    one = run("workers:\n  kept: {command: [sleep, '100']}" + stubborn)
+    one.wait_state("gone:0", "ready")
+    one.config.write_text(one.config.read_text().replace(stubborn, "\n"))
+    assert one.ctl("apply", "--no-wait").returncode == 0
+    one.process.send_signal(signal.SIGTERM)
+    holding = wait_for(lambda: json.loads(one.ctl("why", "--json").stdout or "{}").get("holding"), "the shutdown")
+    assert holding[-1].startswith("gone:0 was told to stop ")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait_ended() == 0
+
+
 def test_why_tells_who_holds_the_shutdown(run: Callable[..., App]) -> None:
     one = run("""
 workers:

@@ -186,6 +186,9 @@ def test_start_methods_and_flavours(run: Callable[..., App], method: str, target
     os.kill(first["pid"], signal.SIGKILL)
     row = one.wait_state("pool:0", "ready", generation=2)
     assert (row["restarts"], row["last_exit"]["signal"]) == (1, "SIGKILL")
+    assert one.ctl("signal", "pool:1", "QUIT").returncode == 0
+    row = one.wait_state("pool:1", "ready", generation=2)
+    assert row["last_exit"]["signal"] == "SIGQUIT", "no signal is handled that the worker does not handle"
     assert {json.loads(line)["instance"] for line in one.ctl("broadcast", "pool.pid").stdout.splitlines()} == {
         "pool:0",
         "pool:1",
