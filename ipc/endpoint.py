@@ -32,7 +32,7 @@ from smartipc.ipc.drivers.inheritance import Refusing, in_child
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError, WorkerDied
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.hearing import Messages, deliver
-from smartipc.ipc.mapping import Run, mapped
+from smartipc.ipc.mapping import AsyncRun, mapped
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
 from smartipc.ipc.publications import published
@@ -284,7 +284,7 @@ class Endpoint:
         if concurrency < 1:
             raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
         method = contract_of(method, reply_type)
-        run = Run(
+        run = AsyncRun(
             self._router.direct if to is None else None,
             functools.partial(self._router.request, to=to),
             method,

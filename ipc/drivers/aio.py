@@ -242,27 +242,26 @@ class Link:
             self._arm()
         return ident, future
 
-    def post(self, method: str, payload: bytes, row: Row, *, timeout: float) -> range:
-        """Send a request as `begin` does, whose answer goes to a row; return its id, as a range."""
+    def post(self, method: str, payload: bytes, row: Row, *, timeout: float) -> None:
+        """Send a request as `begin` does, whose answer goes to a row."""
         self._require_open(method)
         now = self._loop.time()
         ident = self.connection.request(method, payload, now, timeout=timeout)
+        row.ids = range(ident, ident + ID_STEP, ID_STEP)
         self._rows[ident] = row
         self._push()
         if self._timer is None or now + timeout < self._timer_at:
             self._arm()
-        return range(ident, ident + ID_STEP, ID_STEP)
 
-    def post_all(self, method: str, payload: bytes | bytearray, count: int, row: Row, *, timeout: float) -> range:
-        """Send several requests in one frame, see Connection.request_all, as `post` does; return their ids."""
+    def post_all(self, method: str, payload: bytes | bytearray, count: int, row: Row, *, timeout: float) -> None:
+        """Send several requests in one frame, see Connection.request_all, as `post` does."""
         self._require_open(method)
         now = self._loop.time()
-        ids = self.connection.request_all(method, payload, count, now, timeout=timeout)
-        self._rows.update(dict.fromkeys(ids, row))
+        row.ids = self.connection.request_all(method, payload, count, now, timeout=timeout)
+        self._rows.update(dict.fromkeys(row.ids, row))
         self._push()
         if self._timer is None or now + timeout < self._timer_at:
             self._arm()
-        return ids
 
     def cancel(self, ident: int) -> None:
         """Give up a request that was begun; ignored when it has an answer."""

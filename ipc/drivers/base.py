@@ -86,6 +86,9 @@ class Flow(Protocol):
 class Row(Protocol):
     """Several calls that a link answers at one place, see `Link.post_all`: once for each id, where the link reads."""
 
+    ids: range
+    """Set by the link, before any answer comes."""
+
     def reply(self, ident: int, payload: bytes) -> None:
         """Take one reply."""
 

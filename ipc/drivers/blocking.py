@@ -26,10 +26,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, replies_of
+from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, Row, replies_of
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
 from smartipc.ipc.drivers.leading import Turns
-from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, RequestTimeout, SmartIpcError
+from smartipc.ipc.errors import (
+    ConnectionLost,
+    FrameTooLarge,
+    InvalidPayload,
+    LocalProtocolError,
+    RequestTimeout,
+    SmartIpcError,
+)
 from smartipc.ipc.observe import traffic
 from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
@@ -63,6 +70,7 @@ from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
 from smartipc.ipc.transports.memory import memory_of
+from smartipc.ipc.wire.frames import ID_STEP
 from smartipc.ipc.wire.heads import Fault
 
 T = TypeVar("T")
@@ -111,6 +119,8 @@ class Link:
         self._lock = threading.Lock()
         self._events: deque[Event] = deque()
         self._results: dict[int, object] = {}
+        self._rows: dict[int, Row] = {}
+        """Whose answer goes to a row instead."""
         self._unsent: list[bytes | bytearray | memoryview] = []
         self._receive_timeout = 0.0
         self._recv: Callable[..., bytes] = sock.recv
@@ -142,7 +152,7 @@ class Link:
     @property
     def outstanding(self) -> int:
         """Calls of ours without an answer, or whose answer nobody has taken, and open streams and channels."""
-        return len(self._results) + len(self.flows)
+        return len(self._results) + len(self._rows) + len(self.flows)
 
     @property
     def socket(self) -> Stream:
@@ -262,6 +272,43 @@ class Link:
             self._refused(ident, method)
         return ident
 
+    def post(self, method: str, payload: bytes, row: Row, *, timeout: float) -> None:
+        """Send a request as `begin` does, whose answer goes to a row."""
+
+        def ask(now: float) -> range:
+            ident = self.connection.request(method, payload, now, timeout=timeout)
+            return range(ident, ident + ID_STEP, ID_STEP)
+
+        self._post(method, row, timeout, ask)
+
+    def post_all(self, method: str, payload: bytes | bytearray, count: int, row: Row, *, timeout: float) -> None:
+        """Send several requests in one frame, see Connection.request_all, as `post` does."""
+        self._post(
+            method,
+            row,
+            timeout,
+            lambda now: self.connection.request_all(method, payload, count, now, timeout=timeout),
+        )
+
+    def _post(self, method: str, row: Row, timeout: float, ask: Callable[[float], range]) -> None:
+        self._require_open(method)
+        now = time.monotonic()
+        try:
+            with self._lock:
+                self._require_connected(method)
+                row.ids = ask(now)
+                self._rows.update(dict.fromkeys(row.ids, row))
+                sent = self._send_some()
+            if not sent:
+                self._send_rest(now + timeout)
+        except SmartIpcError:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
+        if self.broken and [ident for ident in row.ids if self._rows.pop(ident, None) is not None]:
+            raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
+
     def _refused(self, ident: int, method: str) -> None:
         """Give up a request whose bytes the socket refused, unless it has its answer or its end.
 
@@ -309,7 +356,8 @@ class Link:
 
     def cancel(self, ident: int) -> None:
         """Give a begun request up."""
-        if self._results.pop(ident, None) is _PENDING and not self.closed:
+        waited = self._results.pop(ident, None) is _PENDING or self._rows.pop(ident, None) is not None
+        if waited and not self.closed:
             with self._lock:
                 self.connection.cancel(ident)
                 self._send_some()
@@ -638,6 +686,8 @@ class Link:
             case ReplyReceived():
                 if event.id in self._results:
                     self._results[event.id] = event.payload
+                elif (row := self._rows.pop(event.id, None)) is not None:
+                    row.reply(event.id, event.payload)
             case RequestReceived():
                 self._host.on_request(self, event)
             case RepliesReceived():
@@ -678,14 +728,27 @@ class Link:
                 pass
 
     def _settle_all(self, event: RepliesReceived) -> None:
-        results, payloads = self._results, replies_of(event)
-        for index, ident in enumerate(event.ids):
-            if ident in results:
-                results[ident] = payloads[index] if isinstance(payloads, list) else payloads
+        ids, pop = event.ids, self._rows.pop
+        rows = [pop(ident, None) for ident in ids] if ids[0] in self._rows else []
+        row = rows[0] if rows else None
+        if row is not None and rows.count(row) == len(ids):
+            row.replies(ids, event.payload)
+            return
+        self._rows.update((ident, one) for ident, one in zip(ids, rows, strict=False) if one is not None)
+        payloads = replies_of(event)
+        for index, ident in enumerate(ids):
+            if isinstance(payloads, InvalidPayload):
+                self._fail_call(ident, payloads)
+            elif ident in self._results:
+                self._results[ident] = payloads[index]
+            elif (row := pop(ident, None)) is not None:
+                row.reply(ident, payloads[index])
 
     def _fail_call(self, ident: int, error: SmartIpcError) -> None:
         if ident in self._results:
             self._results[ident] = error
+        elif (row := self._rows.pop(ident, None)) is not None:
+            row.failed(ident, error)
 
     # ending
 

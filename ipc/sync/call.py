@@ -15,6 +15,11 @@ Life = tuple[str, int]
 """An instance and its generation."""
 
 
+def never() -> bool:
+    """Return False: nothing but the calls themselves is waited for."""
+    return False
+
+
 class Call:
     """One logical request: on a link, at rest before its next attempt, or done with a reply or an error.
 

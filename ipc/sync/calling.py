@@ -19,7 +19,7 @@ from smartipc.ipc import links, tracing
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.dispatch import pinned, worker_of
-from smartipc.ipc.drivers.base import QuietHost, RemoteFault
+from smartipc.ipc.drivers.base import Direct, QuietHost, RemoteFault, Resume
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
     CallError,
@@ -37,7 +37,7 @@ from smartipc.ipc.resilience.breaker import Breaker, Breakers, Trial
 from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
-from smartipc.ipc.sync.call import Call, Life
+from smartipc.ipc.sync.call import Call, Life, never
 from smartipc.ipc.sync.polling import OUT
 from smartipc.ipc.sync.sleeping import Sleepers
 from smartipc.ipc.trust.neighbours import dial_life, is_life
@@ -299,8 +299,30 @@ class Caller(QuietHost):
                 call.circuit.abandon()
             raise
 
-    def drive(self, calls: Collection[Call]) -> None:
-        """Work on all the calls until at least one is done; returns at once when one is."""
+    def direct(self, name: str) -> Direct | None:
+        """Return the open link that a call with nothing special goes to now; see Router."""
+        if self.circuits.trouble or self._pid != os.getpid():
+            return None
+        state, worker = self._directory.state, worker_of(name)
+        self._turn += 1
+        entry = balance.select(state, worker, outstanding=self.outstanding, turn=self._turn)
+        if not isinstance(entry, Entry):
+            return None
+        link = self.links.get((entry.instance, entry.generation))
+        if link is None or link.closed or link.broken:
+            self._turn -= 1  # it is still that one's turn: the long way dials it
+            return None
+        only = sum(one.ready for one in state.by_worker[worker]) == 1
+        circuit = self.circuits.of(entry.instance, entry.generation, name)
+        return Direct(link, (entry, circuit), only, circuit)
+
+    def resume(self, call: Call, resume: Resume) -> None:
+        """Decide on a call that has failed over a direct link; see Router."""
+        call.entry, call.circuit = resume.target
+        self._judge(call, resume.failure)
+
+    def drive(self, calls: Collection[Call], links: Collection[Link] = (), enough: Callable[[], bool] = never) -> None:
+        """Work on all the calls until at least one is done; returns at once when one is; see Router."""
         while True:
             now = time.monotonic()
             state = self._directory.state
@@ -310,9 +332,9 @@ class Caller(QuietHost):
                         self._settle(call)
                 elif not call.done and (state is not call.seen or now >= call.rest_until):
                     self._again(call)
-            if any(call.done for call in calls):
+            if any(call.done for call in calls) or enough():
                 return
-            self._sleep(calls)
+            self._sleep(calls, links, enough)
 
     def cancel(self, call: Call) -> None:
         """Give a call up that is not done."""
@@ -432,7 +454,7 @@ class Caller(QuietHost):
                 call.circuit.abandon()
             raise
 
-    def _judge(self, call: Call, error: RemoteFault | RequestTimeout | ConnectionLost) -> None:
+    def _judge(self, call: Call, error: SmartIpcError) -> None:
         """Take what an attempt has failed with."""
         if isinstance(error, ConnectionLost):
             call.link = None
@@ -573,21 +595,23 @@ class Caller(QuietHost):
         """Wait until something came over one of the links, or the directory changed, unless `done` already."""
         self._sleepers.poll(on, done, min(longest, _LONGEST_SLEEP))
 
-    def _sleep(self, calls: Collection[Call]) -> None:
-        """Wait until something may have happened to one of the calls."""
-        on = {call.link for call in calls if call.link is not None}
+    def _sleep(self, calls: Collection[Call], links: Collection[Link], enough: Callable[[], bool]) -> None:
+        """Wait until something may have happened to one of the calls, or came over one of the links."""
+        on = {call.link for call in calls if call.link is not None}.union(links)
         resting = [call for call in calls if call.link is None]
-        if len(on) == 1 and not resting:
-            next(iter(on)).pump(_LONGEST_SLEEP)
-            return
         state = self._directory.state
         left = min((call.rest_until for call in resting), default=float("inf")) - time.monotonic()
 
         def happened() -> bool:
-            return any(call.link.finished(call.ident) for call in calls if call.link is not None) or any(
-                call.seen is not state for call in resting
+            return (
+                any(call.link.finished(call.ident) for call in calls if call.link is not None)
+                or any(call.seen is not state for call in resting)
+                or enough()
             )
 
+        if len(on) == 1 and not resting:
+            next(iter(on)).wait(happened, time.monotonic() + _LONGEST_SLEEP)
+            return
         self._sleepers.poll(on, happened, min(left, _LONGEST_SLEEP))
 
 

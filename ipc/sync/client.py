@@ -21,6 +21,7 @@ from smartipc.ipc import links
 from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.base import Direct
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
     ConnectFailed,
@@ -243,6 +244,13 @@ class Line(Desk):
                 call.error = late(call, error.waiting_for)
             except ConnectionLost as lost:
                 self.failed(call, lost)
+
+    def direct(self, name: str) -> Direct | None:  # noqa: ARG002 - there is one server
+        """Return the link if it can be used now; see Router."""
+        link = self._at_hand() if self.own else None
+        if link is None or link.peer is None:
+            return None
+        return Direct(link, link.peer.name or "the server", True)
 
     def failed(self, call: Call, error: BaseException) -> None:
         """Decide on a call whose attempt failed: end it, or leave it to be started again."""

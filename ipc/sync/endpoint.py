@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
@@ -33,6 +32,7 @@ from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.call import Call
 from smartipc.ipc.sync.hearing import Messages
+from smartipc.ipc.sync.mapping import SyncRun, mapped
 from smartipc.ipc.sync.publishing import Publisher
 from smartipc.ipc.sync.router import Router
 from smartipc.ipc.sync.streaming import IpcChannel, Items, Opener
@@ -222,49 +222,15 @@ class Endpoint:
         if concurrency < 1:
             raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
         method = contract_of(method, reply_type)
-        return self._map(method, iter(payloads), concurrency, ordered=ordered, timeout=timeout, to=to)
+        contract = method
 
-    def _map(
-        self,
-        method: Method[Req, Rep],
-        source: Iterator[Req],
-        concurrency: int,
-        *,
-        ordered: bool,
-        timeout: float | None,
-        to: Peer | None,
-    ) -> Iterator[Rep]:
-        running: deque[Call] = deque()
-        more = True
-        try:
-            while True:
-                while more and len(running) < concurrency:
-                    try:
-                        payload = next(source)
-                    except StopIteration:
-                        more = False
-                    else:
-                        if self._gatherer is not None:
-                            self._gatherer.end_burst()
-                        call = _call(method, payload, method, timeout=timeout, to=to)
-                        running.append(call)
-                        self._router.start(call)
-                if not running:
-                    return
-                if ordered:
-                    while not running[0].done:
-                        self._router.drive([call for call in running if not call.done])
-                    call = running.popleft()
-                    yield decoded_reply(call.result(), method, None, call.method)
-                    continue
-                self._router.drive(running)
-                finished = [call for call in running if call.done]
-                running = deque(call for call in running if not call.done)
-                for call in finished:
-                    yield decoded_reply(call.result(), method, None, call.method)
-        finally:
-            for call in running:
-                self._router.cancel(call)
+        def budget() -> float:
+            if self._gatherer is not None:
+                self._gatherer.end_burst()  # what was said before is sent before
+            return _budget(contract, timeout)
+
+        run = SyncRun(self._router, contract, budget, concurrency=concurrency, ordered=ordered, to=to)
+        return mapped(run, iter(payloads))
 
     # streams and channels
 

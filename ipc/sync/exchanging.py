@@ -16,11 +16,11 @@ from typing import Any
 from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
-from smartipc.ipc.drivers.base import RemoteFault
+from smartipc.ipc.drivers.base import RemoteFault, Resume
 from smartipc.ipc.drivers.blocking import Link
-from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout
+from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.protocol.events import MessageReceived, NotifyReceived, RequestReceived
-from smartipc.ipc.sync.call import Call
+from smartipc.ipc.sync.call import Call, never
 from smartipc.ipc.sync.serving import IDLE, Server
 
 _LONGEST_WAIT = 1.0
@@ -101,18 +101,23 @@ class Desk(Server, abc.ABC):
         """Start a call again that `failed` left open."""
         self.start(call)
 
-    def drive(self, calls: Collection[Call]) -> None:
-        """Work on all the calls until at least one is done; serve meanwhile in the home thread."""
+    def resume(self, call: Call, resume: Resume) -> None:
+        """Decide on a call that has failed over a direct link; see Router."""
+        call.where = resume.target
+        self._judge(call, resume.failure)
+
+    def drive(self, calls: Collection[Call], links: Collection[Link] = (), enough: Callable[[], bool] = never) -> None:
+        """Work on all the calls until at least one is done; serve meanwhile in the home thread; see Router."""
         while True:
             for call in calls:
                 if call.link is not None and call.link.finished(call.ident):
                     self._settle(call)
                 if call.link is None and not call.done:
                     self.restart(call)
-            if any(call.done for call in calls):
+            if any(call.done for call in calls) or enough():
                 return
             try:
-                self._await(calls)
+                self._await(calls, links, enough)
             except BaseException:
                 for call in calls:
                     self.cancel(call)
@@ -124,18 +129,24 @@ class Desk(Server, abc.ABC):
             call.link.cancel(call.ident)
             call.link = None
 
-    def _await(self, calls: Collection[Call]) -> None:
-        """Wait until something may have happened to one of the calls, or serve."""
-        if threading.get_ident() == self.home and not self.work.running and self._queue:
-            self.work.run(lambda: any(call.link is not None and call.link.finished(call.ident) for call in calls))
-            return
-        on = {call.link for call in calls if call.link is not None}
-        if len(on) == 1:
-            next(iter(on)).pump(_LONGEST_WAIT)
-        else:
-            self._await_any(on, calls)
+    def _await(self, calls: Collection[Call], links: Collection[Link], enough: Callable[[], bool]) -> None:
+        """Wait until something may have happened to one of the calls, or came over one of the links, or serve."""
 
-    def _await_any(self, on: Collection[Link], calls: Collection[Call]) -> None:
+        def happened() -> bool:
+            return any(call.link is not None and call.link.finished(call.ident) for call in calls) or enough()
+
+        serves = threading.get_ident() == self.home and not self.work.running
+        if serves and self._queue:
+            self.work.run(happened)
+            return
+        on = {call.link for call in calls if call.link is not None}.union(links)
+        if len(on) == 1:
+            until = time.monotonic() + _LONGEST_WAIT
+            next(iter(on)).wait(lambda: happened() or (serves and bool(self._queue)), until)
+        else:
+            self._await_any(on, happened)
+
+    def _await_any(self, on: Collection[Link], happened: Callable[[], bool]) -> None:
         """Read from every link, or be woken by another thread that read for us."""
         me = threading.get_ident()
         longest = IDLE
@@ -144,9 +155,6 @@ class Desk(Server, abc.ABC):
             timer = link.connection.next_timer()
             if timer is not None:
                 longest = min(longest, max(0.0, timer - time.monotonic()))
-
-        def happened() -> bool:
-            return any(call.link is not None and call.link.finished(call.ident) for call in calls)
 
         try:
             # Only now that everybody knows whom to wake is the last look safe.
@@ -162,18 +170,26 @@ class Desk(Server, abc.ABC):
                 link.pump(0)
 
     def _settle(self, call: Call) -> None:
-        link, where = call.link, call.instance
+        link = call.link
         assert link is not None
         call.link = None
         try:
             call.reply = link.finish(call.ident)
-        except RemoteFault as fault:
-            self.failed(call, fault.error(method=call.method, instance=where, declared=call.declared))
-        except RequestTimeout as error:
-            call.error = RequestTimeout(call.timeout, method=call.method, instance=where, processed=error.processed)
-        except ConnectionLost as lost:
-            lost.method, lost.instance = call.method, where
-            self.failed(call, lost)
+        except (RemoteFault, RequestTimeout, ConnectionLost) as error:
+            self._judge(call, error)
+
+    def _judge(self, call: Call, failure: SmartIpcError) -> None:
+        """Take what an attempt has failed with."""
+        where = call.instance
+        if isinstance(failure, RequestTimeout):
+            call.error = RequestTimeout(call.timeout, method=call.method, instance=where, processed=failure.processed)
+            return
+        if isinstance(failure, ConnectionLost):
+            failure.method, failure.instance = call.method, where
+        if isinstance(failure, RemoteFault):
+            self.failed(call, failure.error(method=call.method, instance=where, declared=call.declared))
+        else:
+            self.failed(call, failure)
 
     # arrivals: work for the home thread, which may sit in another wait than the thread that reads
 

@@ -19,6 +19,7 @@ from smartipc.ipc import control, links
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.drivers.base import Direct
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.message import Peer
 from smartipc.ipc.observe.traffic import traffic
@@ -48,6 +49,8 @@ class InstanceRouter:
         self.request = caller.request
         self.ask = caller.ask
         self.start = caller.start
+        self.direct = caller.direct
+        self.resume = caller.resume
         self.drive = caller.drive
         self.cancel = caller.cancel
         self.notify = caller.notify
@@ -83,6 +86,7 @@ class GuardedRouter(InstanceRouter):
         self._gate = gate
         self.request = self._request
         self.ask = self._ask
+        self.direct = self._direct
         self.start = self._start
         self.notify = self._notify
         self.everyone = self._everyone
@@ -95,6 +99,10 @@ class GuardedRouter(InstanceRouter):
     def _ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
         self._gate.check("request", method.name)
         return self._caller.ask(method, payload)
+
+    def _direct(self, name: str) -> Direct | None:
+        self._gate.check("request", name)
+        return self._caller.direct(name)
 
     def _start(self, call: Call) -> None:
         self._gate.check("request", call.method)

@@ -6,11 +6,13 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from smartipc.ipc.contracts import Method, Topic
-from smartipc.ipc.sync.call import Call
+from smartipc.ipc.drivers.base import Direct, Resume
+from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.sync.call import Call, never
 from smartipc.ipc.sync.hearing import Messages
 from smartipc.ipc.sync.streaming import Reach
 
@@ -33,8 +35,22 @@ class Router(Reach, Protocol):
         """Make the first attempt of a call that `drive` carries on."""
         ...
 
-    def drive(self, calls: Collection[Call]) -> None:
-        """Work on all the calls until at least one is done; returns at once when one is."""
+    def drive(self, calls: Collection[Call], links: Collection[Link] = (), enough: Callable[[], bool] = never) -> None:
+        """Work on all the calls until at least one is done; returns at once when one is.
+
+        Reads the `links`, too, until what came over them is `enough`.
+        """
+        ...
+
+    def direct(self, name: str) -> Direct | None:
+        """Return the open link that a call with nothing special goes to now.
+
+        None if there is anything to wait for, or to look at first: then `start` does it.
+        """
+        ...
+
+    def resume(self, call: Call, resume: Resume) -> None:
+        """Decide on a call that was made over a `direct` link and has failed there; `drive` carries it on."""
         ...
 
     def cancel(self, call: Call) -> None:

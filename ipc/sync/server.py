@@ -122,6 +122,9 @@ class Exchange(Desk):
             lost.method, lost.instance = call.method, call.where
             call.error = lost
 
+    def direct(self, name: str) -> None:
+        """Return none: every call names its client; see Router."""
+
     def notify(self, call: Call) -> None:
         """Write one one-way message to one client; see Router."""
         self.require_own()
