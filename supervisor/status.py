@@ -34,7 +34,7 @@ class Meter:
                 process = self._processes[pid] = psutil.Process(pid)
             with process.oneshot():
                 return process.memory_info().rss, process.cpu_percent()
-        except psutil.Error:
+        except (psutil.Error, OSError):  # it has ended, or there is no descriptor left to look with
             self._processes.pop(pid, None)
             return None, None
 

@@ -153,7 +153,7 @@ def _by_their_parent(pid: int) -> list[int]:
     """Look at every process: some kernels (CONFIG_PROC_CHILDREN) and systems keep no lists of children."""
     try:
         return [child.pid for child in psutil.Process(pid).children()]
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return []
 
 

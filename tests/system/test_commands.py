@@ -598,6 +598,7 @@ workers:
             "app.yaml",
         ],
         cwd=folder,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=60,
