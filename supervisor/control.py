@@ -51,6 +51,7 @@ class ControlServer(QuietHost):
 
     def __init__(self, app: App, path: str) -> None:
         self._app = app
+        self._path = path
         self._listener = UnixSocketTransport(path).listen()
         self._reserve: int | None = os.open(os.devnull, os.O_RDONLY)
         """Given up for a command when there is no other descriptor left: that is when people look."""
@@ -106,14 +107,26 @@ class ControlServer(QuietHost):
                 return
             log.warning("control socket: %s", error.strerror)
             self._loop.remove_reader(self._listener.fileno())  # it would be readable for as long as that lasts
-            self._loop.call_later(_BREATH, self._listen_again)
+            self._loop.call_later(_BREATH, self._after_a_breath)
             return
         if not same_user(sock):
             sock.close()
             return
         self._links.add(Link(sock, Connection("server", Identity(control.SUPERVISOR, self._app.pid)), self))
 
-    def _listen_again(self) -> None:
+    def listen_again(self) -> None:
+        """Listen at a socket of the same name, where the old one was deleted. Whoever is connected stays so.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        fresh = UnixSocketTransport(self._path).listen()
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = fresh
+        self._loop.add_reader(fresh.fileno(), self._accept)
+
+    def _after_a_breath(self) -> None:
         if self._listener.fileno() >= 0:
             self._loop.add_reader(self._listener.fileno(), self._accept)
 

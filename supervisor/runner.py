@@ -65,8 +65,9 @@ from smartipc.supervisor.host.runs import Runs
 from smartipc.supervisor.letters import LetterOffice
 from smartipc.supervisor.listing import Listing
 from smartipc.supervisor.measuring import Measuring
-from smartipc.supervisor.operator import Operator
+from smartipc.supervisor.operator import GENERATION, Operator
 from smartipc.supervisor.pipe import WorkerPipe
+from smartipc.supervisor.premises import Premises
 from smartipc.supervisor.probing import Probing
 from smartipc.supervisor.readiness import LogReadiness
 from smartipc.supervisor.status import Meter
@@ -144,6 +145,8 @@ class App:
         self.links: dict[tuple[str, int], Link] = {}
         self.host: ProcessHost
         self.operator: Operator
+        self.control: ControlServer
+        self.premises = Premises(self)
         self.hooks: Hooks
         self.probing: Probing
         self.listing = Listing(self)
@@ -156,7 +159,7 @@ class App:
         self.steering = Steering(self)
         self.letters = LetterOffice(self.dead_letters, lambda: self.operator)
         self._measuring = Measuring(self)
-        self._directory = directory
+        self.directory = directory
         self._workers = {worker.name: worker for worker in spec.workers}
         """Every worker there has been: its lives may outlast it."""
         self._work: deque[Order] = deque()
@@ -191,7 +194,7 @@ class App:
         return code
 
     async def _run(self, services: Sequence[Service]) -> int:
-        folder = self._directory.path / "mp"
+        folder = self.directory.path / "mp"
         self.host = ProcessHost(self.spec, folder, self.output, self.run_id, self._on_exit, exclusive=self._exclusive)
         self.host.open()
         for name, where in self.host.sockets.addresses().items():
@@ -199,10 +202,8 @@ class App:
         runs = Runs(self.host.launcher, self.host.others)
         self.hooks, self.probing = Hooks(self, runs), Probing(self, runs)
         self.telling.open()
-        address = f"unix://{self._directory.path}/supervisor.sock"
-        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.listing.tell, self.retained)
-        await self.operator.open()
-        server = ControlServer(self, str(self._directory.path / CONTROL_SOCKET))
+        await self.listen_as_operator()
+        self.control = ControlServer(self, str(self.directory.path / CONTROL_SOCKET))
         if self._exclusive:
             self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
         log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
@@ -216,11 +217,13 @@ class App:
                     await stack.enter_async_context(service(self))
                 self.feed(AppStart())
                 self._measuring.begin()
+                self.premises.begin()
                 self.timetable.apply(self.spec.workers)
                 self.watching.apply(self.spec.workers)
                 code = await self._ended
                 await self.hooks.finish()
         finally:
+            self.premises.close()
             self.timetable.close()
             self.watching.close()
             self._measuring.close()
@@ -228,7 +231,7 @@ class App:
             self.telling.close()
             if self._timer is not None:
                 self._timer.cancel()
-            await server.close()
+            await self.control.close()
             await self.operator.close()
             self.letters.close()
             for task in self._background:
@@ -236,9 +239,20 @@ class App:
             self.host.close()
         return code
 
+    async def listen_as_operator(self) -> None:
+        """Have a handle of our own, for what commands call and publish; again, where its socket was deleted."""
+        address = f"unix://{self.directory.path}/supervisor.sock"
+        key = (control.SUPERVISOR, GENERATION)
+        if hasattr(self, "operator"):
+            await self.operator.close()
+        self.operator = Operator(self.spec.app, address, self.pid, self.book, self.listing.tell, self.retained)
+        self.operator.directory.apply(self.book.join(key))
+        self.book.leave(key)
+        await self.operator.open()
+
     async def _end_predecessors(self) -> None:
         """End what a killed run of this app left, before anything of this one starts."""
-        directory = self._directory
+        directory = self.directory
         directory.record(self.run_id, self.spec.config_path)
         left = Predecessors(directory.earlier)
         found = left.find()
@@ -303,7 +317,7 @@ class App:
         link = self.links.pop(key, None)
         if link is not None:
             link.close("its process ended")
-            self._directory.forget(self.address(*key))
+            self.directory.forget(self.address(*key))
         self.book.leave(key)
         self.exit_times[life.instance] = iso(time.time())
         if life.swept:
@@ -519,7 +533,7 @@ class App:
     def address(self, instance: str, generation: int) -> str:
         """Return where a life listens."""
         worker, _, slot = instance.rpartition(":")
-        return f"unix://{self._directory.path}/{worker}.{slot}.{generation}.sock"
+        return f"unix://{self.directory.path}/{worker}.{slot}.{generation}.sock"
 
     @property
     def dead_letters(self) -> str:
@@ -529,7 +543,7 @@ class App:
     @property
     def retained(self) -> str:
         """Folder of the last values of retained topics."""
-        return str(self._directory.path / RETAINED)
+        return str(self.directory.path / RETAINED)
 
     def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
         """Return the complete environment of a life."""

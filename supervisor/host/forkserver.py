@@ -45,6 +45,7 @@ class ForkServer:
         self._run_id = run_id
         self._modules: frozenset[str] = frozenset()
         self._path: tuple[str, ...] = ()
+        self._made: os.stat_result | None = None
         self._others: set[int] = set()
         self._turn = asyncio.Lock()
 
@@ -58,25 +59,31 @@ class ForkServer:
 
     def open(self, spec: AppSpec) -> None:
         """Tell it what to import, and start it if any worker needs it; it imports while we go on."""
+        self._make_folder()
         self._adopt(spec)
         multiprocessing.get_context("forkserver").set_forkserver_preload(_preload(spec))
         if _wanted(spec):
             with self.environment(), no_main():
                 multiprocessing.forkserver.ensure_running()
 
-    async def renew(self, spec: AppSpec) -> None:
+    async def renew(self, spec: AppSpec, *, anyway: bool = False) -> None:
         """Have another one, if this one lacks modules that a changed configuration wants preloaded.
 
         The old one serves until the new one has imported everything, and its children stay. Cancelling it leaves all
         as it was.
+
+        Args:
+            spec: what is to be preloaded.
+            anyway: also if this one lacks nothing.
 
         Raises:
             OSError: no process could be started.
         """
         async with self._turn:
             lacking = frozenset(_preload(spec)) - self._modules or tuple(spec.python_path) != self._path
-            if not (lacking and _wanted(spec)):
+            if not ((lacking or anyway) and _wanted(spec)):
                 return
+            self._make_folder()
             fresh: Any = multiprocessing.forkserver.ForkServer()
             fresh.set_forkserver_preload([*_preload(spec), prepared.__name__])
             told = self._folder / "prepared"
@@ -97,6 +104,18 @@ class ForkServer:
                 told.unlink(missing_ok=True)
                 await _end(fresh)
                 self._others -= pids
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._made = os.stat(self._folder)
+
+    def remove_folder(self) -> None:
+        """Remove the folder, if it is still the one that we have made."""
+        with contextlib.suppress(OSError):
+            if self._made is not None and os.path.samestat(self._made, os.stat(self._folder)):
+                for left in self._folder.iterdir():
+                    left.unlink()
+                self._folder.rmdir()
 
     def _adopt(self, spec: AppSpec) -> None:
         self._modules, self._path = frozenset(_preload(spec)), tuple(spec.python_path)

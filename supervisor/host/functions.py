@@ -64,7 +64,6 @@ class FunctionStarter:
 
     def open(self) -> None:
         """Start the fork server, if it is needed."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         if len(os.fsencode(self._folder)) < 80:  # room for multiprocessing's socket name in sun_path
             config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
             self._tempdir, config["tempdir"] = config.get("tempdir"), str(self._folder)
@@ -83,10 +82,7 @@ class FunctionStarter:
             if stop is not None:
                 with contextlib.suppress(OSError):
                     stop()
-        with contextlib.suppress(OSError):
-            for left in self._folder.iterdir():
-                left.unlink()
-            self._folder.rmdir()
+        self.fork_server.remove_folder()
 
     def helpers(self) -> set[int]:
         """Return the pids of multiprocessing's own processes."""

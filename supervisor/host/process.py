@@ -115,6 +115,10 @@ class ProcessHost:
         """
         await self._starter.fork_server.renew(spec)
 
+    async def renew(self) -> None:
+        """Replace the fork server: nobody can connect to its socket any more. Errors and cancelling as prepare."""
+        await self._starter.fork_server.renew(self._spec, anyway=True)
+
     def adopt(self, spec: AppSpec) -> None:
         """Go over to a changed configuration."""
         self._spec = spec

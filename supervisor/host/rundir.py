@@ -112,6 +112,38 @@ class RuntimeDirectory:
             _point(self._link, self.path)
         return self
 
+    def intact(self) -> bool:
+        """Tell whether the directory is still there, with our lock and the control socket in it."""
+        return self._holds() and (self.path / CONTROL_SOCKET).exists()
+
+    def _holds(self) -> bool:
+        """Tell whether the file that is there is the one that we have locked."""
+        assert self._lock is not None
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.stat(self.path / _LOCK))
+        except OSError:
+            return False
+
+    def restore(self) -> None:
+        """Make what is missing again, except sockets.
+
+        Raises:
+            AlreadyRunning: another supervisor has taken the place meanwhile.
+            UnsafeDirectory: not ours, not private, or not makeable.
+            OSError: the lock cannot be made.
+        """
+        _make_private(base_directory())
+        if self.path != self._link:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(self.path)
+        if not self._holds():
+            fresh = _take(self.path, self.app)
+            assert self._lock is not None
+            os.close(self._lock)
+            self._lock = fresh
+        if self.path != self._link and not self._link.is_symlink():
+            _point(self._link, self.path)
+
     def record(self, run_id: str, config: str) -> None:
         """Write down who we are, for the commands and for a successor; called again when `earlier` has changed."""
         try:
@@ -122,14 +154,21 @@ class RuntimeDirectory:
     def forget(self, address: str) -> None:
         """Remove the socket of a life that is over, in case it could not do so itself."""
         with contextlib.suppress(OSError):
-            os.unlink(address.removeprefix("unix://"))
+            if self._holds():
+                os.unlink(address.removeprefix("unix://"))
 
     def __exit__(self, *_: object) -> None:
-        """Remove everything this supervisor made, and give the lock up."""
-        with contextlib.suppress(FileNotFoundError):  # somebody has tidied up before us
-            for left in self.path.iterdir():
-                if left.name == _LOCK or stat.S_ISSOCK(left.lstat().st_mode):
-                    left.unlink()
+        """Remove everything this supervisor made, and give the lock up; nothing, if the place is another's by now."""
+        if self._holds():
+            self._tidy()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _tidy(self) -> None:
+        for left in self.path.iterdir():
+            if left.name == _LOCK or stat.S_ISSOCK(left.lstat().st_mode):
+                left.unlink()
         shutil.rmtree(self.path / RETAINED, ignore_errors=True)
         if self.earlier:
             with contextlib.suppress(OSError):
@@ -140,9 +179,6 @@ class RuntimeDirectory:
             self._link.unlink()
         with contextlib.suppress(OSError):
             self.path.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
 
 def base_directory() -> Path:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +78,83 @@ def test_ours_are_raised_and_children_keep_what_they_had(run: Callable[[str], Ap
     assert resource.prlimit(one.pid, resource.RLIMIT_NOFILE) == (hard, hard)
     given = {name: psutil.Process(row["pid"]).rlimit(psutil.RLIMIT_NOFILE)[0] for name, row in rows.items()}
     assert given == {"c": hard // 2, "f": hard // 2, "g": hard // 2, "own": 99}
+
+
+CALLER = """
+import asyncio
+
+async def caller(ipc):
+    ok = bad = 0
+    ipc.handler("counts")(lambda _: [ok, bad])
+    await ipc.ready()
+    while not ipc.stopping:
+        try:
+            await ipc.request("w.ping", 1, timeout=10)
+            ok += 1
+        except Exception as error:
+            bad += 1
+            print(repr(error), flush=True)
+        await asyncio.sleep(0.01)
+"""
+
+
+def test_a_runtime_directory_that_is_deleted_is_made_again(run: Callable[[str], App], folder: Path) -> None:
+    (folder / "calling.py").write_text(CALLER)
+    one = run(
+        "  w: {target: 'targets:w', instances: 2, ready: ipc}\n  c: {command: [sleep, '1000']}\n"
+        "  load: {target: 'calling:caller', ready: ipc}\n"
+    )
+    for name in ("w:0", "w:1", "c:0", "load:0"):
+        one.wait_state(name, "ready")
+    command = one.status()["c:0"]["pid"]
+    shutil.rmtree(folder / "r")
+    (folder / "r").mkdir(mode=0o700)
+    wait_for(lambda: "made again" in one.err.read_text(), "it is noticed")
+    again = subprocess.run(one.process.args, env=one.env, capture_output=True, text=True, timeout=20, check=False)  # type: ignore[union-attr]
+    assert again.returncode == 3, "there is no second one"
+    for name in ("w:0", "w:1", "load:0"):
+        one.wait_state(name, "ready", generation=2)
+    wait_for(lambda: {row["state"] for row in one.status().values()} == {"ready"}, "all is as it was")
+    rows = one.status()
+    assert rows["c:0"]["pid"] == command
+    assert {row["restarts"] for row in rows.values()} == {0}
+    assert one.ctl("request", "w.ping", "7").stdout == "7\n"
+    before = one.ctl("request", "load.counts").stdout
+    wait_for(lambda: one.ctl("request", "load.counts").stdout != before, "it goes on calling")
+    os.kill(rows["w:0"]["pid"], signal.SIGKILL)
+    one.wait_state("w:0", "ready", generation=3)
+    assert "Error" not in one.out.read_text(), "no call has failed"
+    os.kill(one.pid, signal.SIGTERM)
+    assert one.wait_ended() == 0
+    assert list((folder / "r").rglob("*.sock")) == []
+
+
+def test_whoever_took_the_place_meanwhile_keeps_it(run: Callable[[str], App], folder: Path) -> None:
+    one = run("  c: {command: [sleep, '1000']}\n")
+    one.wait_state("c:0", "ready")
+    os.kill(one.pid, signal.SIGSTOP)
+    shutil.rmtree(folder / "r")
+    (folder / "r").mkdir(mode=0o700)
+    two = App(folder, one.config).start()
+    try:
+        two.wait_state("c:0", "ready")
+        os.kill(one.pid, signal.SIGCONT)
+        assert one.wait_ended() == 1
+        assert f"process {two.pid}" in one.err.read_text()
+        assert two.status()["c:0"]["restarts"] == 0
+        assert two.ctl("status").returncode == 0
+    finally:
+        os.kill(one.pid, signal.SIGCONT) if one.process.poll() is None else None  # type: ignore[union-attr]
+        two.stop()
+
+
+def test_a_supervisor_that_was_stopped_for_long_restarts_nobody(run: Callable[[str], App]) -> None:
+    one = run("  w: {target: 'targets:w', instances: 3, heartbeat: {interval: 100ms, timeout: 500ms}}\n")
+    pids = [one.wait_state(f"w:{slot}", "ready")["pid"] for slot in range(3)]
+    os.kill(one.pid, signal.SIGSTOP)
+    wait_for(lambda: psutil.Process(one.pid).status() == psutil.STATUS_STOPPED, "it stands still")
+    time.sleep(1.5)  # three times the timeout of the heartbeats; nothing tells of a stopped supervisor
+    os.kill(one.pid, signal.SIGCONT)
+    rows = [one.wait_state(f"w:{slot}", "ready") for slot in range(3)]
+    assert [row["pid"] for row in rows] == pids
+    assert "instance.hang" not in one.err.read_text()
