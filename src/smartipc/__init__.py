@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from smartipc.ipc.transports.pipe import NamedPipeTransport as NamedPipeTransport
     from smartipc.ipc.transports.tcp import TcpTransport as TcpTransport
     from smartipc.ipc.transports.unix import UnixSocketTransport as UnixSocketTransport
+    from smartipc.ipc.trust.sealing import Sealing as Sealing
     from smartipc.ipc.wire.buffer import Buffer as Buffer
     from smartipc.ipc.wire.limits import Limits as Limits
     from smartipc.supervisor.embedded import Supervisor as Supervisor
@@ -93,6 +94,7 @@ _PUBLIC = {
     "RemoteProtocolError": "smartipc.ipc.errors",
     "RequestCancelled": "smartipc.ipc.errors",
     "RequestTimeout": "smartipc.ipc.errors",
+    "Sealing": "smartipc.ipc.trust.sealing",
     "SlowConsumer": "smartipc.ipc.errors",
     "SmartIpc": "smartipc.ipc.handle",
     "SmartIpcError": "smartipc.ipc.errors",
@@ -142,6 +144,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestCancelled",
     "RequestTimeout",
+    "Sealing",
     "SlowConsumer",
     "SmartIpc",
     "SmartIpcError",
