@@ -17,40 +17,7 @@ from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, Overloaded
 from smartipc.ipc.hearing import Messages
 from smartipc.ipc.protocol.events import MessageReceived, SubscribedReceived
 from smartipc.ipc.subscriptions import Inbox, subscription_of
-
-
-class _Wanted:
-    """One subscription and what the server of the current link says of it."""
-
-    def __init__(self, messages: Messages[Any], inbox: Inbox) -> None:
-        self.messages = messages
-        self.inbox = inbox
-        self.holds = False
-        self.refusal = ""
-
-    @property
-    def answered(self) -> bool:
-        return self.holds or self.refusal != ""
-
-    def check(self) -> None:
-        if self.refusal:
-            raise LocalProtocolError(f"the server refuses the subscription: {self.refusal}")
-        if not self.holds:
-            raise ConnectionLost(reason="this client is closed", processed="no", retryable=False)
-
-    def ask(self, link: Link) -> None:
-        request = self.inbox.request
-        self.holds = False
-        try:
-            link.relay(
-                lambda topics: topics.subscribe(
-                    request.number, request.pattern, request.window, request.queue, request.overflow
-                )
-            )
-        except ConnectionLost:
-            return  # the next link asks again
-        except LocalProtocolError as error:
-            self.refusal = error.reason
+from smartipc.ipc.wanted import Wanted
 
 
 class Subscriptions:
@@ -64,7 +31,7 @@ class Subscriptions:
         self._usable = usable
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
-        self._open: dict[int, _Wanted] = {}
+        self._open: dict[int, Wanted[Messages[Any]]] = {}
         self._link: Link | None = None
         self._news: asyncio.Future[None] | None = None
         self._ended = False
@@ -91,7 +58,7 @@ class Subscriptions:
         """
         if inbox.number in self._open:
             raise LocalProtocolError("this subscription is entered already")
-        wanted = self._open[inbox.number] = _Wanted(messages, inbox)
+        wanted = self._open[inbox.number] = Wanted(messages, inbox)
         if self._link is not None and not self._link.closed:
             wanted.ask(self._link)
         try:

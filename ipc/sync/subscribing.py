@@ -15,43 +15,10 @@ from smartipc.ipc.protocol.events import MessageReceived, SubscribedReceived
 from smartipc.ipc.subscriptions import Inbox, subscription_of
 from smartipc.ipc.sync.exchanging import Desk
 from smartipc.ipc.sync.hearing import Messages
+from smartipc.ipc.wanted import Wanted
 
 _LOOK = 0.05
 """Seconds between looks at the connection while a subscription waits for messages: nobody else makes it again."""
-
-
-class _Wanted:
-    """One subscription and what the server of the current link says of it."""
-
-    def __init__(self, messages: Messages[Any], inbox: Inbox) -> None:
-        self.messages = messages
-        self.inbox = inbox
-        self.holds = False
-        self.refusal = ""
-
-    @property
-    def answered(self) -> bool:
-        return self.holds or self.refusal != ""
-
-    def check(self) -> None:
-        if self.refusal:
-            raise LocalProtocolError(f"the server refuses the subscription: {self.refusal}")
-        if not self.holds:
-            raise ConnectionLost(reason="this client is closed", processed="no", retryable=False)
-
-    def ask(self, link: Link) -> None:
-        request = self.inbox.request
-        self.holds = False
-        try:
-            link.relay(
-                lambda topics: topics.subscribe(
-                    request.number, request.pattern, request.window, request.queue, request.overflow
-                )
-            )
-        except ConnectionLost:
-            return  # the next link asks again
-        except LocalProtocolError as error:
-            self.refusal = error.reason
 
 
 class Subscriptions:
@@ -66,7 +33,7 @@ class Subscriptions:
         self._desk = desk
         self._usable = usable
         self._numbers = itertools.count(1)
-        self._open: dict[int, _Wanted] = {}
+        self._open: dict[int, Wanted[Messages[Any]]] = {}
         self._link: Link | None = None
         self._ended = False
         desk.on_published = self.on_message
@@ -95,7 +62,7 @@ class Subscriptions:
         if inbox.number in self._open:
             raise LocalProtocolError("this subscription is entered already")
         self._desk.require_own()
-        wanted = _Wanted(messages, inbox)
+        wanted = Wanted(messages, inbox)
         try:
             link = self._usable(_FOR_EVER, inbox.pattern)
             self._open[inbox.number] = wanted
