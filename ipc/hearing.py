@@ -25,7 +25,7 @@ from smartipc.ipc.errors import (
     LocalProtocolError,
 )
 from smartipc.ipc.links import instance_name
-from smartipc.ipc.message import IpcMessage
+from smartipc.ipc.message import NO_HEADERS, IpcMessage
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
@@ -111,7 +111,9 @@ class Messages(Generic[T]):
         """
         batch = self._inbox.batch
         if batch.rest:  # the last of them is left to the inbox, which then gives credit back for all
-            return IpcMessage(batch.rest.pop(), 0, batch.sender, {}, batch.timestamp, None, None, 1, batch.topic)
+            return IpcMessage(
+                batch.rest.pop(), 0, batch.sender, NO_HEADERS, batch.timestamp, None, None, 1, batch.topic
+            )
         while not self._inbox.waiting:
             if self._inherited:
                 raise LocalProtocolError(REASON)

@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 from smartipc.ipc.contracts import Topic, check_pattern
 from smartipc.ipc.control import Overflow, SubscribeRequest, flight
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
-from smartipc.ipc.message import IpcMessage, epoch
+from smartipc.ipc.message import NO_HEADERS, IpcMessage, epoch
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
@@ -66,7 +66,7 @@ class Batch:
 
     def message(self, payload: Any) -> IpcMessage[Any]:
         """Return the message of one payload; the iteration does the same by itself, without a call."""
-        return IpcMessage(payload, 0, self.sender, {}, self.timestamp, None, None, 1, self.topic)
+        return IpcMessage(payload, 0, self.sender, NO_HEADERS, self.timestamp, None, None, 1, self.topic)
 
 
 @dataclass(slots=True)
@@ -182,7 +182,7 @@ class Inbox:
         message = IpcMessage(
             payload=payload,
             sender=event.sender or (link.peer.name if link.peer else ""),
-            headers=event.headers or {},
+            headers=event.headers or NO_HEADERS,
             timestamp=epoch(event.received_at),
             topic=event.topic,
             missed=missed,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 
 import pytest
 from hypothesis import given
@@ -274,3 +276,25 @@ def test_arguments_are_checked() -> None:
     for pattern in ("a..b", "$sys.>", "a.>.b"):
         with pytest.raises(ValueError, match="topic"):
             subscription_of(1, pattern, queue=None, max_pending=None, overflow="block")
+
+
+def test_a_message_without_headers_has_an_empty_dict_that_stays_empty() -> None:
+    of = inbox(window=4)
+    of.arrived(event(1), Other)
+    assert of.arrived_together(together([2, 3]), Other)
+    messages = [of.take()[0] for _ in range(3)]
+    for message in messages:
+        assert isinstance(message, IpcMessage)
+        headers = message.headers
+        assert headers == {}
+        assert isinstance(headers, dict)
+        for change in (
+            lambda headers=headers: headers.update(a="b"),
+            lambda headers=headers: headers.__setitem__("a", "b"),
+            lambda headers=headers: headers.setdefault("a", "b"),
+        ):
+            with pytest.raises(TypeError, match="cannot be changed"):
+                change()
+        assert codec.decode(codec.encode(headers), dict[str, str]) == {}
+        assert copy.deepcopy(headers) == pickle.loads(pickle.dumps(headers)) == {}
+        assert {**headers, "a": "b"} == dict(headers, a="b") == headers | {"a": "b"} == {"a": "b"}
