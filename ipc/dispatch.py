@@ -167,7 +167,9 @@ class Registry:
         """Encode what the handler returned, checked against its contract."""
         try:
             encoded = codec.encode(value, method=handler.name)
-            if handler.reply is not Any and not (isinstance(handler.reply, type) and type(value) is handler.reply):
+            if type(value) is handler.reply:
+                return encoded
+            if handler.reply is not Any:
                 codec.decode(encoded, handler.reply, method=handler.name)
         except InvalidPayload as error:
             wrong = InvalidPayload(error.path, f"the handler's result: {error.reason}", processed="yes")

@@ -28,6 +28,8 @@ from typing import TypeVar
 
 from smartipc.ipc.drivers.base import Flow, LinkHost, RemoteFault, Row, replies_of
 from smartipc.ipc.drivers.descriptors import DescriptorReader, send_descriptors
+from smartipc.ipc.drivers.hatching import AnsweringEnd, AskingEnd, joined, offered
+from smartipc.ipc.drivers.inheritance import in_child
 from smartipc.ipc.drivers.leading import Turns
 from smartipc.ipc.errors import (
     ConnectionLost,
@@ -38,6 +40,7 @@ from smartipc.ipc.errors import (
     SmartIpcError,
 )
 from smartipc.ipc.observe import traffic
+from smartipc.ipc.protocol import handshake
 from smartipc.ipc.protocol.buffers import DescriptorFrame
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
@@ -48,6 +51,8 @@ from smartipc.ipc.protocol.events import (
     ErrorReceived,
     Event,
     GoodbyeReceived,
+    HatchAnswered,
+    HatchOffered,
     MessageReceived,
     MessagesReceived,
     NotifiesReceived,
@@ -65,10 +70,13 @@ from smartipc.ipc.protocol.events import (
     UnsubscribeReceived,
 )
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.hatches import FEATURE as HATCH_FEATURE
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.protocol.topics import Topics
 from smartipc.ipc.transports.base import Conduit, Stream, write_fileno
+from smartipc.ipc.transports.hatch import ROOM, Hatch
+from smartipc.ipc.transports.hatch import available as hatch_available
 from smartipc.ipc.transports.memory import memory_of
 from smartipc.ipc.wire.frames import ID_STEP
 from smartipc.ipc.wire.heads import Fault
@@ -76,6 +84,8 @@ from smartipc.ipc.wire.heads import Fault
 T = TypeVar("T")
 
 READ_SIZE = 64 * 1024
+FEATURES: tuple[str, ...] = (*handshake.FEATURES, *((HATCH_FEATURE,) if hatch_available() else ()))
+"""What links between workers of one host and user offer."""
 _IOV = 512
 _LONGEST_WAIT = 1.0
 """Seconds of the longest single read; the socket's own timeout is set anew only when a shorter one is needed."""
@@ -84,6 +94,8 @@ _YIELD = 0.0005
 """Seconds left to another thread that reads already."""
 _TIMEVAL = struct.Struct("@ll")
 _PENDING = object()
+_OFTEN = 64
+"""Requests after which a link is worth a hatch."""
 
 
 class Link:
@@ -94,6 +106,9 @@ class Link:
         connection: a fresh protocol state; it is started here.
         host: told what arrives, in whichever thread reads; its methods may call back into the link.
     """
+
+    _asked = 0
+    """How often the short way was taken by the stream; see _OFTEN."""
 
     def __init__(self, sock: Stream, connection: Connection, host: LinkHost) -> None:
         self.connection = connection
@@ -110,6 +125,13 @@ class Link:
         self.error: SmartIpcError | None = None
         self.flows: dict[int, Flow] = {}
         """The open streams and channels, by id; whoever puts one in takes it out."""
+        self.answering: AnsweringEnd | None = None
+        """Our side of the peer's hatch."""
+        self._asking: AskingEnd | None = None
+        self._offered: Hatch | None = None
+        self._said = True
+        """Something was written to the stream of which it is not known that the peer has read it: what comes by the
+        hatch must not overtake it."""
         self._turns = Turns()
         self.watchers = self._turns.watchers
         """By thread: called when another thread has read for it; for threads that poll several links."""
@@ -189,6 +211,16 @@ class Link:
         Whatever else happens is left to `finish`.
         """
         turns = self._turns
+        if self._asking is not None and not self._said and headers is None and timeout >= _LONGEST_WAIT:
+            try:
+                asked = self._asking.ask(method, payload, timeout)
+            except FrameTooLarge:
+                raise
+            except BaseException:
+                self.abandon()
+                raise
+            if asked is not None:
+                return asked[1] if asked[1] is not None else self.finish(asked[0])
         if (
             headers is not None
             or timeout < _LONGEST_WAIT
@@ -202,12 +234,13 @@ class Link:
         try:
             now = time.monotonic()
             with self._lock:
-                if not (self._unsent or self._buffers_due):
+                if not (self._unsent or self._buffers_due or self._events):
                     begun = self._straight.request(method, payload, now, timeout)
                     if begun is not None:
                         ident, piece = begun
                         self._results[ident] = _PENDING
                         whole = self._write(piece)
+                        self._said = not whole
             if whole:
                 answer = self._read_answer(ident)
         except FrameTooLarge:
@@ -220,7 +253,11 @@ class Link:
             if turns.followers or turns.watchers:
                 turns.announce()
         if answer is not None:
+            self._asked += 1
+            if self._asked == _OFTEN:
+                self._offer_hatch()
             return answer
+        self._said = True
         if not ident:
             return self.call(method, payload, timeout=timeout)
         if self.broken:
@@ -437,7 +474,15 @@ class Link:
                 piece = self._straight.reply(ident, payload)
                 if piece is None:
                     return False
-                self._write(piece)
+                end = self.answering
+                if end is None or end.asked != ident:
+                    self._write(piece)
+                elif len(piece) <= ROOM:
+                    end.asked = 0
+                    end.hatch.answer(piece)
+                else:
+                    self._write(piece)
+                    end.hatch.beckon()
         except BaseException:
             self.abandon()
             raise
@@ -681,6 +726,52 @@ class Link:
                 raise BlockingIOError
         return conduit.recv(READ_SIZE)
 
+    # the hatch
+
+    def _offer_hatch(self) -> None:
+        """Make a hatch for the requests to come, where both sides can have one."""
+        if not self.connection.hatches.negotiated:
+            return
+        hatch = self._offered = offered()
+        if hatch is not None:
+            self.tell(lambda: self.connection.hatches.offer(hatch.name))
+
+    def _on_hatch_offered(self, event: HatchOffered) -> None:
+        hatch = joined(event.name)
+        if isinstance(hatch, Hatch):
+            self.answering = AnsweringEnd(self, hatch, self._lock)
+        refused = hatch if isinstance(hatch, str) else ""
+        self.tell(lambda: self.connection.hatches.answer(refused))
+
+    def _on_hatch_answered(self, event: HatchAnswered) -> None:
+        hatch, self._offered = self._offered, None
+        if hatch is not None:
+            hatch.forget_name()
+            if not event.refused:
+                self._asking = AskingEnd(self, hatch, self._lock, self._results, _PENDING)
+                in_child(self, Link._close_hatch)
+
+    def _close_hatch(self) -> None:
+        self._asking = None
+
+    def take_aside(self, data: bytes) -> None:
+        """Take a frame that came by the hatch."""
+        now = time.monotonic()
+        with self._lock:
+            events = self.connection.receive_aside(data, now)
+            self._send_some()
+        for event in events:
+            self._deliver(event)
+        if self._turns.followers or self.watchers:
+            self._turns.announce()
+
+    def resend(self, frame: bytes) -> None:
+        """Send a frame by the stream that nobody took from the hatch."""
+        with self._lock:
+            if not self.closed:
+                self.connection.outbox.add_frame(frame)
+                self._send_some()
+
     def _deliver(self, event: Event) -> None:
         match event:
             case ReplyReceived():
@@ -718,6 +809,10 @@ class Link:
                 self._host.on_open(self, event)
             case CancelReceived():
                 self._host.on_cancel(self, event)
+            case HatchOffered():
+                self._on_hatch_offered(event)
+            case HatchAnswered():
+                self._on_hatch_answered(event)
             case Opened():
                 self._host.on_opened(self)
             case GoodbyeReceived():
@@ -785,6 +880,11 @@ class Link:
             lost = ConnectionLost(self._peer_name(), event.reason, processed=processed)
             self._fail_call(ident, lost)
         self._host.on_closed(self, event)
+        if self._offered is not None:
+            self._offered.forget_name()
+        if self._asking is not None:
+            self._asking.hatch.wake()
+        self._offered = self._asking = self.answering = None
         # A reader of another thread sits in recv: shutdown wakes it, close alone would not.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -813,6 +913,8 @@ class Link:
         everything = self._send_at_once()
         if self.connection.streams.writable:
             self._wake_writers()
+        if self.answering is not None and self.answering.asked:
+            self.answering.hatch.beckon()  # the answer may have gone by the stream
         return everything
 
     def _wake_writers(self) -> None:
@@ -840,6 +942,7 @@ class Link:
 
     def _send_at_once(self) -> bool:
         connection, unsent = self.connection, self._unsent
+        self._said = True
         if self._unsettled:
             return True  # nothing to wait for but the peer: the reader goes on with it, and then writes
         if self._buffers_due:

@@ -48,6 +48,8 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.greeting import Greeting
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.protocol.hatches import FEATURE as HATCH_FEATURE
+from smartipc.ipc.protocol.hatches import Hatches
 from smartipc.ipc.protocol.outbox import Outbox
 from smartipc.ipc.protocol.pings import Pings
 from smartipc.ipc.protocol.reassembly import Reassembly
@@ -170,6 +172,8 @@ class Connection:
         self.streams.discreet = self._requests.discreet = auth is not None and not auth.same_user
         self.topics = Topics(self._out, limits)
         """Its subscriptions, where there is no supervisor."""
+        self.hatches = Hatches(role, self._out)
+        """Its way through shared memory."""
         self.features: frozenset[str] = frozenset()
         """What both sides know, once the handshake is over."""
         self._known = _KNOWN
@@ -221,6 +225,8 @@ class Connection:
             Kind.FD_ACK: self.buffers.on_confirmed,
             Kind.BUFFER_RELEASE: self.buffers.on_release,
             Kind.BUFFER_RETIRE: self.buffers.on_retire,
+            Kind.HATCH: self.hatches.on_offer,
+            Kind.HATCH_OK: self.hatches.on_answer,
             Kind.SUB: self.topics.on_sub,
             Kind.SUB_OK: self.topics.on_sub_ok,
             Kind.UNSUB: self.topics.on_unsub,
@@ -285,6 +291,26 @@ class Connection:
                 self.buffers.check_batches(partial=bool(len(self._in)))
             except RemoteProtocolError as error:
                 self._fail(error, events)
+        return events
+
+    def receive_aside(self, data: bytes, now: float) -> list[Event]:
+        """Take what came by the hatch, one whole request or response, whatever is under way on the stream."""
+        events: list[Event] = []
+        if self.state is ConnectionState.CLOSED:
+            return events
+        self._received += len(data)
+        try:
+            size, kind, flags, head_size, ident = HEADER.unpack_from(data) if len(data) >= HEADER_SIZE else (0,) * 5
+            whole = size == len(data) - HEADER_SIZE and not flags and head_size <= min(size, self.limits.head)
+            at = HEADER_SIZE + head_size
+            if whole and kind in (_REQUEST, _RESPONSE) and self.hatches.negotiated:
+                self._dispatch(kind, flags, ident, data[HEADER_SIZE:at], data[at:], now, events)
+            else:
+                self._fail(RemoteProtocolError("no whole request or response came by the hatch"), events)
+        except (RemoteProtocolError, AuthenticationFailed) as error:
+            self._fail(error, events)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._fail(RemoteProtocolError(f"malformed head: {error}"), events)
         return events
 
     def receive_eof(self, now: float) -> list[Event]:
@@ -628,6 +654,7 @@ class Connection:
         self._out.batching_calls = "call-batch" in self.features
         self.streams.message_limit = self._requests.message_limit = self._message_limit
         self.buffers.open(features)
+        self.hatches.negotiated = HATCH_FEATURE in self.features
         self._out.open()
         self.topics.negotiated = "topics" in self.features
         self.topics.message_limit = self._message_limit

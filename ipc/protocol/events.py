@@ -224,6 +224,18 @@ class PongReceived(msgspec.Struct, frozen=True, gc=False):
     rtt: float
 
 
+class HatchOffered(msgspec.Struct, frozen=True, gc=False):
+    """The client has made a hatch of this name; answer with hatches.answer."""
+
+    name: str
+
+
+class HatchAnswered(msgspec.Struct, frozen=True, gc=False):
+    """The server has joined our hatch, or with a reason `refused` it."""
+
+    refused: str
+
+
 class Closed(msgspec.Struct, frozen=True):
     """The connection is over; nothing follows. `lost` names our unanswered calls and what is known of each.
 
@@ -254,5 +266,7 @@ Event: TypeAlias = (
     | TopicEvent
     | GoodbyeReceived
     | PongReceived
+    | HatchOffered
+    | HatchAnswered
     | Closed
 )

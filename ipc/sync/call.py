@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from smartipc.ipc.control import Entry
 from smartipc.ipc.drivers.blocking import Link
@@ -11,6 +12,8 @@ from smartipc.ipc.message import Peer
 from smartipc.ipc.resilience.breaker import Breaker
 from smartipc.ipc.routing.directory import DirectoryState
 
+LONG: Any = object()
+"""What is returned in place of a reply for a call that must go the long way."""
 Life = tuple[str, int]
 """An instance and its generation."""
 

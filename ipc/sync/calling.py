@@ -20,7 +20,7 @@ from smartipc.ipc.contracts import Method
 from smartipc.ipc.control import Entry, Launch
 from smartipc.ipc.dispatch import pinned, worker_of
 from smartipc.ipc.drivers.base import Direct, QuietHost, RemoteFault, Resume
-from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.drivers.blocking import FEATURES, Link
 from smartipc.ipc.errors import (
     CallError,
     CircuitOpen,
@@ -37,7 +37,7 @@ from smartipc.ipc.resilience.breaker import Breaker, Breakers, Trial
 from smartipc.ipc.resilience.budget import RetryBudget
 from smartipc.ipc.routing import attempts, balance
 from smartipc.ipc.routing.directory import Directory, DirectoryState
-from smartipc.ipc.sync.call import Call, Life, never
+from smartipc.ipc.sync.call import LONG, Call, Life, never
 from smartipc.ipc.sync.polling import OUT
 from smartipc.ipc.sync.sleeping import Sleepers
 from smartipc.ipc.trust.neighbours import dial_life, is_life
@@ -110,7 +110,7 @@ class Caller(QuietHost):
                 link = None
             if link is None or link.closed:
                 sock = dial_life(entry)
-                connection = Connection("client", self._identity, links.LIMITS, admit=is_life(entry))
+                connection = Connection("client", self._identity, links.LIMITS, admit=is_life(entry), features=FEATURES)
                 link = self.links[life] = Link(sock, connection, self)
                 link.while_stalled = self.while_stalled
                 self._lives[link] = life
@@ -212,7 +212,7 @@ class Caller(QuietHost):
             self._settle_or_rest(call)
         return call.result()
 
-    def ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
+    def ask(self, method: Method[Any, Any], payload: Any) -> Any:
         """Carry a call without options to its end as `request` does, if it would go straight to the only instance.
 
         Raises:
@@ -227,10 +227,10 @@ class Caller(QuietHost):
             or tracing.current_deadline.get() is not None
             or tracing.current.get() is not None
         ):
-            return None
+            return LONG
         _, link, entry, circuit = known
         if link.closed or link.broken:
-            return None
+            return LONG
         name, timeout = method.name, method.timeout
         encoded = codec.encode(payload, method=name)
         began = time.monotonic()
@@ -241,14 +241,14 @@ class Caller(QuietHost):
             call.deadline = began + timeout
             call.entry, call.circuit = entry, circuit
             self._judge(call, error)
-            return self._to_the_end(call)
+            return codec.decode(self._to_the_end(call), method.reply, method=name)
         except BaseException:
             if circuit is not None:
                 circuit.abandon()
             raise
         if circuit is not None:
             circuit.passed(began)
-        return reply
+        return codec.decode(reply, method.reply, method=name)
 
     def _direct(self, call: Call) -> tuple[Link, Entry, Breaker | None] | None:
         """Return the open link to the only instance that is ready, for a call that has nothing special."""

@@ -30,7 +30,7 @@ from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
 from smartipc.ipc.publications import published
 from smartipc.ipc.resilience.dead_letters import DeadLetters
-from smartipc.ipc.sync.call import Call
+from smartipc.ipc.sync.call import LONG, Call
 from smartipc.ipc.sync.hearing import Messages
 from smartipc.ipc.sync.mapping import SyncRun, mapped
 from smartipc.ipc.sync.publishing import Publisher
@@ -126,9 +126,9 @@ class Endpoint:
             and headers is None
             and type(method) is Method
         ):
-            reply = self._router.ask(method, payload)
-            if reply is not None:
-                return codec.decode(reply, method.reply, method=method.name)
+            value = self._router.ask(method, payload)
+            if value is not LONG:
+                return value
         contract = method if isinstance(method, Method) else None
         call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
         return decoded_reply(self._router.request(call), contract, reply_type, call.method)

@@ -20,7 +20,7 @@ from smartipc.ipc.drivers.base import RemoteFault, Resume
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.protocol.events import MessageReceived, NotifyReceived, RequestReceived
-from smartipc.ipc.sync.call import Call, never
+from smartipc.ipc.sync.call import LONG, Call, never
 from smartipc.ipc.sync.serving import IDLE, Server
 
 _LONGEST_WAIT = 1.0
@@ -71,9 +71,9 @@ class Desk(Server, abc.ABC):
 
     # calls
 
-    def ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:  # noqa: ARG002 - the shape of every router
+    def ask(self, method: Method[Any, Any], payload: Any) -> Any:  # noqa: ARG002 - the shape of every router
         """Leave it to `request`: whoever waits here also serves."""
-        return None
+        return LONG
 
     def failed(self, call: Call, error: BaseException) -> None:
         """Decide on a call whose attempt failed. Here: nothing is tried again."""

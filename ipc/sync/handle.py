@@ -96,7 +96,7 @@ class GuardedRouter(InstanceRouter):
         self._gate.check("request", call.method)
         return self._caller.request(call)
 
-    def _ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
+    def _ask(self, method: Method[Any, Any], payload: Any) -> Any:
         self._gate.check("request", method.name)
         return self._caller.ask(method, payload)
 

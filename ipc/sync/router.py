@@ -27,8 +27,8 @@ class Router(Reach, Protocol):
         """Carry one call to its end, over all its attempts, and return the reply's payload."""
         ...
 
-    def ask(self, method: Method[Any, Any], payload: Any) -> bytes | None:
-        """Carry a call without options to its end as `request` does; None, and nothing done, if not shorter."""
+    def ask(self, method: Method[Any, Any], payload: Any) -> Any:
+        """Carry a call without options to its end and return its reply, decoded; LONG, and nothing done, if longer."""
         ...
 
     def start(self, call: Call) -> None:

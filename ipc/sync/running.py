@@ -176,7 +176,8 @@ class Work:
             link.fail(ident, self._registry.fault(error, ()))
             raise
         else:
-            self._durations[handler.name] = time.monotonic() - now
+            if self.queue:
+                self._durations[handler.name] = time.monotonic() - now
             self._answer(handler, link, ident, value)
         finally:
             current_deadline.reset(token)

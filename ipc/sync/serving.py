@@ -18,7 +18,7 @@ from smartipc.ipc import links
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.base import QuietHost
-from smartipc.ipc.drivers.blocking import Link
+from smartipc.ipc.drivers.blocking import FEATURES, Link
 from smartipc.ipc.errors import LocalProtocolError, Overloaded, PermissionDenied
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import (
@@ -30,6 +30,7 @@ from smartipc.ipc.protocol.events import (
     OpenReceived,
     RequestReceived,
 )
+from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.routing.port import ControlPort
@@ -37,6 +38,7 @@ from smartipc.ipc.sync.polling import IN, OUT, Readiness, Waker
 from smartipc.ipc.sync.producing import StreamServer
 from smartipc.ipc.sync.running import Work
 from smartipc.ipc.transports.base import Listener, Stream
+from smartipc.ipc.transports.hatch import Hatch
 from smartipc.ipc.transports.unix import UnixSocketTransport, same_user
 from smartipc.ipc.trust.door import UNAUTHENTICATED
 from smartipc.ipc.trust.gate import Gate
@@ -49,6 +51,8 @@ IDLE = 0.5
 _ACCEPTS_PER_TURN = 64
 _READS_PER_TURN = 16
 _ALONE_PER_TURN = 64
+_SOON = 0.001
+_STREAK = 4
 _BACKLOG = 8192
 """Queued work above which nothing more is read: the kernel's buffers then slow the senders down."""
 
@@ -88,7 +92,8 @@ class Server(QuietHost):
         self._identity = links.identity(launch)
         self._pid = os.getpid()
         self._listener: Listener | None = None
-        self._neighbours = Neighbours(directory if directory is not None else Directory(), launch.trust)
+        self._directory = directory if directory is not None else Directory()
+        self._neighbours = Neighbours(self._directory, launch.trust)
         self._strangers: dict[Stream, float] = {}
         self._ready = Readiness()
         self._waker = Waker()
@@ -103,6 +108,12 @@ class Server(QuietHost):
         self._held: set[Link] = set()
         """Links that are not read because their peers do not read what they are told."""
         self._swept = 0.0
+        self._alone: Link | None = None
+        """The link whose request was the only thing that came last; since when, and how often in a row."""
+        self._alone_at = 0.0
+        self._streak = 0
+        self._hatch: Hatch | None = None
+        """Where the home thread waits, if not for descriptors."""
         self._watched: dict[int, Link] = {}
 
     def __repr__(self) -> str:
@@ -195,6 +206,8 @@ class Server(QuietHost):
     def wake(self) -> None:
         """Make every waiting thread look at its condition again. Called in any thread."""
         self._waker.wake()
+        if (hatch := self._hatch) is not None:
+            hatch.wake()
         self._announce()
 
     def read(self) -> None:
@@ -250,11 +263,55 @@ class Server(QuietHost):
                     self._announce()
             if asked is None or link is None:
                 return True
+            if self._comes_often(link, asked):
+                self._stand_behind_hatch(link, asked, done)
+                return True
             self.work.run_at_once(link, asked)
             self._port.turned()
             if queue or done():
                 return True
         return True
+
+    def _comes_often(self, link: Link, asked: Asked) -> bool:
+        """Tell whether nothing else has come for a while than requests over this link, each soon after the last."""
+        soon = link is self._alone and asked[4] - self._alone_at < _SOON
+        self._alone, self._alone_at = link, asked[4]
+        self._streak = self._streak + 1 if soon else 0
+        return self._streak >= _STREAK and link.answering is not None
+
+    def _stand_behind_hatch(self, link: Link, asked: Asked | None, done: Callable[[], bool]) -> None:
+        """Answer a request, and what comes by the hatch then, as long as there is nothing else to do.
+
+        Other threads may read meanwhile. Other links are looked at every millisecond while requests come, and when
+        `hear` has waited for one in vain.
+        """
+        end, queue, directory = link.answering, self._queue, self._directory
+        assert end is not None
+        known = directory.state  # with another one the gate may be shut
+        self._hatch = end.hatch
+        end.hatch.open()
+        looked = before = 0.0 if asked is None else asked[4]
+        try:
+            while asked is not None and asked[4] - before < _SOON:
+                before = asked[4]
+                self.work.run_at_once(link, asked)
+                asked = None
+                self._port.turned()
+                if queue or done() or link.stuck or directory.state is not known:
+                    return
+                if before - looked > _SOON:
+                    looked = before
+                    self.before_sleep()
+                    self._turn_as_leader(0.0)
+                    if queue:
+                        return
+                asked = end.hear()
+            if asked is not None:
+                self.work.run_at_once(link, asked)
+        finally:
+            self._streak = 0
+            self._hatch = None
+            end.leave()
 
     def _turn_as_leader(self, timeout: float) -> bool:
         if timeout and len(self._queue) > _BACKLOG:
@@ -402,7 +459,9 @@ class Server(QuietHost):
             self._begin(stream, self._neighbours.refusal(stream))
 
     def _begin(self, stream: Stream, admit: Admit) -> None:
-        self.adopt(Link(stream, Connection("server", self._identity, links.LIMITS, admit=admit), self))
+        self.adopt(
+            Link(stream, Connection("server", self._identity, links.LIMITS, admit=admit, features=FEATURES), self)
+        )
 
     def directory_changed(self) -> None:
         """Look again at arrivals whose process the directory did not know. Called in any thread."""
@@ -467,6 +526,8 @@ class Server(QuietHost):
                 self._ready.unregister(fd)
         self._writing.discard(link)
         self._held.discard(link)
+        if link is self._alone:
+            self._alone = None
         self.work.forget(link)
         self.on_lost(link)
 

@@ -55,6 +55,8 @@ class Kind(IntEnum):
     FD_ACK = 0x42
     BUFFER_RELEASE = 0x43
     BUFFER_RETIRE = 0x44
+    HATCH = 0x45
+    HATCH_OK = 0x46
 
 
 class Flag(IntFlag):
@@ -78,6 +80,7 @@ FEATURES: dict[str, frozenset[Kind]] = {
     "buffers": frozenset(),
     "memfd": frozenset({Kind.FDS, Kind.FD_ACK, Kind.BUFFER_RETIRE}),
     "leases": frozenset({Kind.BUFFER_RELEASE}),
+    "hatch": frozenset({Kind.HATCH, Kind.HATCH_OK}),
     "topics": frozenset({Kind.SUB, Kind.SUB_OK, Kind.UNSUB, Kind.PUB}),
 }
 """Kinds that a peer may use once the feature is negotiated."""
@@ -102,6 +105,8 @@ RESERVED = frozenset(
         Kind.FD_ACK,
         Kind.BUFFER_RELEASE,
         Kind.BUFFER_RETIRE,
+        Kind.HATCH,
+        Kind.HATCH_OK,
     }
 )
 """In the format, but refused until the feature they belong to is negotiated."""

@@ -154,6 +154,12 @@ class LeasesHead(msgspec.Struct, frozen=True, array_like=True):
     leases: tuple[int, ...]
 
 
+class HatchHead(msgspec.Struct, frozen=True, array_like=True):
+    """Head of HATCH: the name of the shared memory, and with a suffix those of its semaphores."""
+
+    name: str
+
+
 class Reason(msgspec.Struct, frozen=True, array_like=True):
     """Head of GOAWAY and FATAL."""
 
@@ -189,7 +195,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 H = TypeVar(
     "H", Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, SubHead, SubOkHead, PubHead,
     OpenHead, CreditHead, SegmentsHead,
-    LeasesHead, Reason, PingHead, Fault,
+    LeasesHead, HatchHead, Reason, PingHead, Fault,
 )  # fmt: skip
 
 encoder = msgspec.msgpack.Encoder()
@@ -199,7 +205,7 @@ _decoders = {
     for cls in (
         Hello, Welcome, Reject, Proof, RequestHead, MessageHead, AckHead, SubHead, SubOkHead, PubHead,
     OpenHead, CreditHead, SegmentsHead,
-        LeasesHead, Reason, PingHead, Fault,
+        LeasesHead, HatchHead, Reason, PingHead, Fault,
     )
 }  # fmt: skip
 

@@ -1,0 +1,233 @@
+"""A hatch: two places in shared memory with a semaphore each, through which two processes hand each other small frames.
+
+A semaphore wakes a waiting process in half the time of a socket, and waiting for it can be bounded to a fraction of a
+millisecond. One process asks and the other answers, one frame each way at a time; both have a stream besides, for all
+else. Only for processes that trust each other's memory. What the bytes mean is not known here.
+
+The answering side opens the hatch while it stands behind it. State is written by that side only:
+
+    SHUT ──open──> OPEN ──leave──> LEAVING (it will look once more) ──> SHUT (it will not look until it opens again)
+
+A frame that is posted while the answering side leaves may be met by nobody. So the asking side waits in slices, and
+takes back what lies in a hatch that is shut (`withdraw`), to send it by the stream. Between a store here and the next
+load of what the other side stores lies a semaphore operation or a lock, which are memory barriers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import re
+import secrets
+import stat
+import struct
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+FOLDER = "/dev/shm"  # noqa: S108 - where the platform keeps shared memory and semaphores
+SHUT, OPEN, LEAVING = 0, 1, 2
+ROOM = 2048
+"""Bytes of the largest frame."""
+_SIZE = 2 * 4096
+_ASKED = 16
+_ANSWERED = 4096
+_STATE = 0
+_WORD = struct.Struct("<I")
+_HEAD = _WORD.size
+_RINGS = 64
+"""Calls that are forgotten at a time when the hatch is shut; more of them do no harm."""
+_NAME = re.compile(r"smartipc-([0-9]+)-[0-9a-f]{16}\Z")
+_STALE = 60.0
+"""Seconds after which nobody joins any more."""
+_SEMAPHORE = 1
+"""The kind that the interpreter calls a semaphore, as opposed to a recursive mutex."""
+
+
+def _semaphores() -> Any:
+    """Return the interpreter's named semaphores, None where there are none that can be waited for with a timeout."""
+    if sys.platform != "linux" or not os.path.isdir(FOLDER):
+        return None
+    try:
+        return import_module("_multiprocessing")
+    except ImportError:
+        return None
+
+
+def available() -> bool:
+    """Tell whether this platform has hatches."""
+    return _semaphores() is not None
+
+
+class Hatch:
+    """One end. Made by `create` on the asking side, by `join` on the answering one."""
+
+    __slots__ = ("_memory", "_mine", "_theirs", "name")
+
+    def __init__(self, name: str, memory: mmap.mmap, mine: Any, theirs: Any) -> None:
+        self.name = name
+        self._memory = memory
+        self._mine = mine
+        self._theirs = theirs
+
+    def __repr__(self) -> str:
+        return f"<Hatch {self.name} {('shut', 'open', 'leaving')[self._memory[_STATE]]}>"
+
+    @classmethod
+    def create(cls) -> Hatch:
+        """Make one under a new name.
+
+        Raises:
+            OSError: there is no room, or no shared memory.
+        """
+        _sweep()
+        name = f"smartipc-{os.getpid()}-{secrets.token_hex(8)}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(f"{FOLDER}/{name}", flags, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _SIZE)  # now, for without room a later access would be fatal
+            memory = mmap.mmap(descriptor, _SIZE)
+            make = _semaphores().SemLock
+            most = make.SEM_VALUE_MAX
+            asked, answered = (make(_SEMAPHORE, 0, most, f"/{name}.{which}", False) for which in "qa")
+        except BaseException:
+            _unlink(name)
+            raise
+        finally:
+            os.close(descriptor)
+        return cls(name, memory, answered, asked)
+
+    @classmethod
+    def join(cls, name: str) -> Hatch:
+        """Open the one that the peer made; it has no name any more then.
+
+        Raises:
+            OSError: it is not there, or not what it should be.
+        """
+        if _NAME.match(name) is None:
+            raise OSError("not the name of a hatch")
+        descriptor = os.open(f"{FOLDER}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            if facts.st_uid != os.geteuid() or not stat.S_ISREG(facts.st_mode) or facts.st_size != _SIZE:
+                raise OSError("not a hatch of this user")
+            memory = mmap.mmap(descriptor, _SIZE)
+            kind = _semaphores().SemLock
+            by_name = kind._rebuild  # noqa: SLF001 - what multiprocessing opens them with in another process
+            asked, answered = (by_name(0, _SEMAPHORE, kind.SEM_VALUE_MAX, f"/{name}.{which}") for which in "qa")
+        finally:
+            os.close(descriptor)
+            _unlink(name)
+        return cls(name, memory, asked, answered)
+
+    def forget_name(self) -> None:
+        """Remove the names, once both sides have it open or nobody will."""
+        _unlink(self.name)
+
+    # the asking side
+
+    @property
+    def state(self) -> int:
+        """Whether somebody stands behind it."""
+        state: int = self._memory[_STATE]
+        return state
+
+    def post(self, frame: bytes) -> None:
+        """Put a request there. The one before must have been taken or withdrawn."""
+        memory = self._memory
+        end = _ASKED + _HEAD + len(frame)
+        memory[_ASKED + _HEAD : end] = frame
+        _WORD.pack_into(memory, _ASKED, len(frame))
+        self._theirs.release()
+
+    def withdraw(self) -> bool:
+        """Take back what was posted, if nobody has taken it; only of use while it is shut."""
+        lies: bool = _WORD.unpack_from(self._memory, _ASKED)[0] > 0
+        _WORD.pack_into(self._memory, _ASKED, 0)
+        return lies
+
+    def collect(self, seconds: float) -> bytes | None:
+        """Wait for an answer; b"" is a call to look at the stream, None that nothing came in time."""
+        if not self._mine.acquire(True, seconds):
+            return None
+        return self._lift(_ANSWERED)
+
+    # the answering side
+
+    def open(self) -> None:
+        """Stand behind it."""
+        self._memory[_STATE] = OPEN
+
+    def leave(self) -> bytes:
+        """Go away, and return what was posted meanwhile; b"" for nothing."""
+        self._memory[_STATE] = LEAVING
+        for _ in range(_RINGS):
+            if not self._mine.acquire(False):
+                break
+        last = self._lift(_ASKED)
+        self._memory[_STATE] = SHUT
+        return last
+
+    def take(self, seconds: float) -> bytes:
+        """Wait for a request; b"" if none came in time."""
+        return self._lift(_ASKED) if self._mine.acquire(True, seconds) else b""
+
+    def answer(self, frame: bytes) -> None:
+        """Put an answer there."""
+        memory = self._memory
+        end = _ANSWERED + _HEAD + len(frame)
+        memory[_ANSWERED + _HEAD : end] = frame
+        _WORD.pack_into(memory, _ANSWERED, len(frame))
+        self._theirs.release()
+
+    def beckon(self) -> None:
+        """Make the asking side look at the stream."""
+        with contextlib.suppress(ValueError):  # rung more often than can be counted
+            self._theirs.release()
+
+    def wake(self) -> None:
+        """Make a thread of this side look at the stream. Called in any thread."""
+        with contextlib.suppress(ValueError):
+            self._mine.release()
+
+    def _lift(self, at: int) -> bytes:
+        """Take the frame at a place, b"" for none. Its length is the peer's to write, so it is bounded here."""
+        memory = self._memory
+        begin = at + _HEAD
+        frame = memory[begin : begin + min(_WORD.unpack_from(memory, at)[0], ROOM)]
+        _WORD.pack_into(memory, at, 0)
+        return frame
+
+
+@functools.cache
+def _sweep() -> None:
+    """Remove, once, what processes left behind that were killed before their peer had joined."""
+    for name in os.listdir(FOLDER):
+        match = _NAME.match(name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):
+            facts = os.stat(f"{FOLDER}/{name}", follow_symlinks=False)
+            if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > _STALE and not _lives(int(match[1])):
+                _unlink(name)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _unlink(name: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(f"{FOLDER}/{name}")
+    for which in "qa":
+        with contextlib.suppress(OSError):
+            _semaphores().sem_unlink(f"/{name}.{which}")

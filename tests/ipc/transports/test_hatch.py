@@ -1,0 +1,145 @@
+"""Hatches: handing over, standing behind one and leaving, what is refused, and that no name is left behind."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from smartipc.ipc.transports import hatch
+from smartipc.ipc.transports.hatch import OPEN, ROOM, SHUT, Hatch
+
+pytestmark = pytest.mark.skipif(not hatch.available(), reason="no named semaphores here")
+
+
+def names() -> set[str]:
+    return {name for name in os.listdir(hatch.FOLDER) if "smartipc-" in name}
+
+
+@pytest.fixture
+def ends() -> tuple[Hatch, Hatch]:
+    before = names()
+    asking = Hatch.create()
+    answering = Hatch.join(asking.name)
+    assert names() == before
+    return asking, answering
+
+
+def test_a_request_and_its_answer_pass(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    assert asking.state == SHUT
+    answering.open()
+    assert asking.state == OPEN
+    assert "open" in repr(asking)
+
+    def serve() -> None:
+        for _ in range(200):
+            answering.answer(b"re: " + answering.take(10))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    for number in range(200):
+        asking.post(b"%d" % number)
+        assert asking.collect(10) == b"re: %d" % number
+    thread.join()
+
+
+def test_what_is_not_there_is_waited_for_no_longer_than_said(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    assert asking.collect(0.01) is None
+    assert answering.take(0.01) == b""
+
+
+def test_whoever_leaves_takes_what_was_posted_meanwhile(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    answering.open()
+    asking.post(b"late")
+    assert answering.leave() == b"late"
+    assert asking.state == SHUT
+    assert not asking.withdraw()
+    assert answering.leave() == b""
+
+
+def test_what_nobody_took_is_taken_back(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    asking.post(b"nobody is here")
+    assert asking.withdraw()
+    assert not asking.withdraw()
+    answering.open()
+    assert answering.take(0.01) == b""
+
+
+def test_calls_without_a_frame_wake_whoever_waits(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    answering.beckon()
+    assert asking.collect(10) == b""
+    asking.wake()
+    assert asking.collect(10) == b""
+    for _ in range(100):
+        asking.post(b"x")
+    assert answering.leave() == b"x"
+
+
+def test_a_length_that_lies_is_bounded(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    asking.post(b"x")
+    struct.pack_into("<I", asking._memory, hatch._ASKED, 1 << 31)
+    assert len(answering.take(1)) == ROOM
+
+
+@pytest.mark.parametrize("name", ["", "other", "smartipc-1-../../../etc/passwd", "smartipc-1-0123456789abcde"])
+def test_only_names_of_hatches_are_opened(name: str) -> None:
+    with pytest.raises(OSError, match="not the name of a hatch"):
+        Hatch.join(name)
+
+
+def test_only_hatches_are_joined(tmp_path: Path) -> None:
+    name = "smartipc-1-0123456789abcdef"
+    place = Path(hatch.FOLDER, name)
+    place.write_bytes(b"too short")
+    try:
+        with pytest.raises(OSError, match="not a hatch of this user"):
+            Hatch.join(name)
+        assert not place.exists()
+        place.symlink_to(tmp_path)
+        with pytest.raises(OSError, match="symbolic"):
+            Hatch.join(name)
+    finally:
+        place.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        Hatch.join(name)
+
+
+def test_without_room_there_is_none_and_no_name_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = names()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        Hatch.create()
+    assert names() == before
+
+
+def test_names_that_the_dead_left_behind_are_removed() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    stale = Path(hatch.FOLDER, f"smartipc-{pid}-0123456789abcdef")
+    fresh = Path(hatch.FOLDER, f"smartipc-{pid}-fedcba9876543210")
+    mine = Path(hatch.FOLDER, f"smartipc-{os.getpid()}-0123456789abcdef")
+    try:
+        for place in (stale, fresh, mine):
+            place.touch()
+        for place in (stale, mine):
+            os.utime(place, (1, 1))
+        hatch._sweep.cache_clear()
+        hatch._sweep()
+        assert [place.exists() for place in (stale, fresh, mine)] == [False, True, True]
+    finally:
+        for place in (stale, fresh, mine):
+            place.unlink(missing_ok=True)
