@@ -79,6 +79,8 @@ from smartipc.supervisor.watching import Watching
 log = logging.getLogger("smartipc.supervisor")
 CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
 """On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
+_REFILL = 0.02
+"""Seconds after the start of a life until its spares are brought up: a fork would take a core from its first steps."""
 _LEFT_WAIT = 0.5
 """Seconds after which a life is stopped though some worker has not acknowledged that it is out of routing."""
 
@@ -516,7 +518,7 @@ class App:
             self.probing.follow(order)
             self._log_readiness.follow(order)
             if order.to_state in ("running", "ready") and self.worker_of(order.instance).spares:
-                self._loop.call_soon(self._warm_up, order.instance)
+                self._loop.call_later(_REFILL, self._warm_up, order.instance)
 
     # what a life is given
 

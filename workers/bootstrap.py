@@ -113,7 +113,10 @@ def _warm_up(target: str, env: dict[str, str], cwd: str, python_path: list[str])
         os.environ.update(env)
         os.chdir(cwd)
         sys.path[:0] = [entry for entry in python_path if entry not in sys.path]
-        flavour(load_target(target))
+        if flavour(load_target(target)) == "async":
+            from smartipc.workers import runtime
+
+            runtime.prepare()
 
 
 def _forget_parent(keep: set[int]) -> None:
@@ -145,8 +148,7 @@ def _leave_fork_server() -> None:
 
 def _live(launch: control.Launch, port: ControlClient) -> control.Ending:
     try:
-        os.environ.clear()
-        os.environ.update(launch.env)
+        _adopt_environment(launch.env)
         if "LISTEN_FDS" in launch.env:
             os.environ["LISTEN_PID"] = str(os.getpid())
         if launch.umask is not None:
@@ -172,6 +174,15 @@ def _live(launch: control.Launch, port: ControlClient) -> control.Ending:
         print(text, file=sys.stderr, end="")
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return control.Ending(code=1, reason=reason, traceback=text[-_MAX_TRACEBACK:])
+
+
+def _adopt_environment(env: dict[str, str]) -> None:
+    """Make it ours; in a spare nearly all of it is, and each change is a call of the C library."""
+    for name in os.environ.keys() - env.keys():
+        del os.environ[name]
+    for name, value in env.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _run(

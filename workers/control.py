@@ -92,6 +92,7 @@ class ControlClient(QuietHost):
             if update.revision > directory.state.revision:
                 self._apply(directory, update)
         self._directory = directory
+        self._report_at = time.monotonic() + REPORT_FIRST  # a spare may have waited for hours, and has carried nothing
         self._source = source
         self._interval = interval
         threading.Thread(target=self._run, name="smartipc-control", daemon=True).start()

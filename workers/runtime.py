@@ -22,10 +22,18 @@ _CANCEL_AT = 0.8
 
 
 _FOREVER = 1e6
+_prepared: list[asyncio.AbstractEventLoop] = []
+
+
+def prepare() -> None:
+    """Make the event loop ahead: a spare has the time, and whoever waits for it to take over has not."""
+    _prepared.append(new_event_loop())
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return a uvloop where it is installed, else asyncio's own loop."""
+    """Return the one that was prepared, else a uvloop where it is installed, else asyncio's own loop."""
+    if _prepared:
+        return _prepared.pop()
     try:
         import uvloop
     except ImportError:
