@@ -306,6 +306,8 @@ class Line(StandaloneHost):
 
     def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Hand a message to the server, or not; see Router."""
+        if self.machine.state is ClientState.CLOSED:
+            raise ConnectionLost(self.address, self.machine.reason, method=topic, processed="no", retryable=False)
         return self._topics.publish_nowait(self._at_hand(), topic, encoded, retain=retain)
 
     def subscribe(
@@ -456,6 +458,7 @@ def connect(
         ValueError: the address is malformed.
     """
     where = parse(address)
+    links.check_options(name=name, limits=limits, timeout=timeout)
 
     async def opened() -> IpcClient:
         called = name or f"client:{os.getpid()}"

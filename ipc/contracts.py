@@ -10,6 +10,8 @@ import re
 from dataclasses import KW_ONLY, dataclass
 from typing import Generic, TypeVar
 
+from smartipc.ipc.errors import LocalProtocolError
+
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 Payload = TypeVar("Payload")
@@ -160,6 +162,16 @@ def misuse(given: object, wanted: str) -> str:
         assert isinstance(given, (Method, Stream, Channel, Topic))
         return f"{given.name} is a {type(given).__name__}, and goes with {verbs}; expected {wanted}"
     return f"expected {wanted}, got {given!r}"
+
+
+def check_count(name: str, count: object) -> None:
+    """Look at a number of things that the user gave.
+
+    Raises:
+        LocalProtocolError: it is no whole number, or below 1.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise LocalProtocolError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
 def _check_own(topic: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 from smartipc.ipc.bursts import NotifyBurst
-from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
+from smartipc.ipc.contracts import Channel, Method, Stream, Topic, check_count, misuse
 from smartipc.ipc.dispatch import (
     Registry,
     check_servable,
@@ -281,8 +281,7 @@ class Endpoint:
             LocalProtocolError: `concurrency` is below 1, or `method` is neither a Method nor a name.
             Exception: as request.
         """
-        if concurrency < 1:
-            raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
+        check_count("concurrency", concurrency)
         method = contract_of(method, reply_type)
         run = AsyncRun(
             self._router.direct if to is None else None,

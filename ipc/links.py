@@ -56,6 +56,20 @@ class EndSnapshot:
     """What the connections of this process have carried, those of others than this one too."""
 
 
+def check_options(*, name: object, limits: object, timeout: object = 1.0) -> None:
+    """Look at what `serve` or `connect` was given besides the address.
+
+    Raises:
+        LocalProtocolError: one of them is of another kind.
+    """
+    if not isinstance(name, (str, type(None))):
+        raise LocalProtocolError(f"name must be a text, got {name!r}")
+    if not isinstance(limits, (Limits, type(None))):
+        raise LocalProtocolError(f"limits must be a smartipc.Limits, got {limits!r}")
+    if not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise LocalProtocolError(f"timeout must be a number of seconds, got {timeout!r}")
+
+
 def identity(launch: Launch) -> Identity:
     """Return what this instance says of itself when it connects."""
     return Identity(instance_name(launch), os.getpid(), launch.generation, launch.app)

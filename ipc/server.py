@@ -55,6 +55,7 @@ class Exchange(StandaloneHost):
 
     def __init__(self, identity: Identity, registry: Registry, limits: Limits) -> None:
         self.clients: dict[Link, Peer] = {}
+        self.closed = False
         self.handlers = Server(links.alone(identity.name), registry, self)
         self._identity = identity
         self._limits = limits
@@ -115,6 +116,11 @@ class Exchange(StandaloneHost):
         left = [link.aclose(max(0.0, until - self._loop.time())) for link in tuple(self.clients)]
         if left:
             await asyncio.gather(*left)
+        self.closed = True
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise LocalProtocolError("this server is closed")
 
     # Router
 
@@ -162,6 +168,7 @@ class Exchange(StandaloneHost):
         declared: tuple[type[BaseException], ...],
     ) -> list[tuple[str, bytes | BaseException]]:
         """Ask every client, in the order they came; see Router."""
+        self._require_open()
         expected: tuple[type[BaseException], ...] = (SmartIpcError, *declared)
 
         async def one(peer: Peer) -> tuple[str, bytes | BaseException]:
@@ -176,10 +183,12 @@ class Exchange(StandaloneHost):
 
     async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
+        self._require_open()
         await self.topics.publish(topic, encoded, retain=retain)
 
     def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Send to all or to none; see Router."""
+        self._require_open()
         return self.topics.publish_nowait(topic, encoded, retain=retain)
 
     def subscribe(
@@ -313,8 +322,10 @@ def serve(
     Raises:
         ConnectFailed: the address cannot be bound, or must not be without token and TLS.
         ValueError: the address is malformed.
+        LocalProtocolError: `name` is no text, or `limits` are none.
     """
     parse(address)
+    links.check_options(name=name, limits=limits)
 
     async def opened() -> IpcServer:
         called = name or "server"

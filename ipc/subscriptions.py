@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from smartipc.ipc.contracts import Topic, check_pattern
+from smartipc.ipc.contracts import Topic, check_count, check_pattern
 from smartipc.ipc.control import Overflow, SubscribeRequest, flight
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
 from smartipc.ipc.message import NO_HEADERS, IpcMessage, epoch
@@ -359,8 +359,7 @@ def subscription_of(
     if queue == "":
         raise LocalProtocolError("the name of a queue must not be empty")
     window = DEFAULT_WINDOW if max_pending is None else max_pending
-    if window < 1:
-        raise LocalProtocolError(f"max_pending must be at least 1, got {window}")
+    check_count("max_pending", window)
     pattern, payload_type = (topic.name, topic.payload) if isinstance(topic, Topic) else (check_pattern(topic), Any)
     return Inbox(number, pattern, payload_type, window, cast("Overflow", overflow), queue or "")
 

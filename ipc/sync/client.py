@@ -294,6 +294,8 @@ class Line(Desk):
     def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Hand a message to the server, or not; see Router."""
         self.require_own()
+        if self._ending.is_set():
+            raise ConnectionLost(self.address, "this client is closed", method=topic, processed="no", retryable=False)
         return self.topics.publish_nowait(self._at_hand(), topic, encoded, retain=retain)
 
     def subscribe(
@@ -413,6 +415,7 @@ def connect(
         RemoteProtocolError: what listens there speaks another protocol.
         ValueError: the address is malformed.
     """
+    links.check_options(name=name, limits=limits, timeout=timeout)
     check_connecting(parse(address), token=token, tls=tls)
     called = name or f"client:{os.getpid()}"
     registry = Registry("", called)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
-from smartipc.ipc.contracts import Channel, Method, Stream, Topic, misuse
+from smartipc.ipc.contracts import Channel, Method, Stream, Topic, check_count, misuse
 from smartipc.ipc.dispatch import (
     Registry,
     check_servable,
@@ -219,8 +219,7 @@ class Endpoint:
             LocalProtocolError: `concurrency` is below 1, or `method` is neither a Method nor a name.
             Exception: as request.
         """
-        if concurrency < 1:
-            raise LocalProtocolError(f"concurrency must be at least 1, got {concurrency}")
+        check_count("concurrency", concurrency)
         method = contract_of(method, reply_type)
         contract = method
 

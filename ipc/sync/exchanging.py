@@ -69,6 +69,11 @@ class Desk(Server, abc.ABC):
         if not self.own:
             raise LocalProtocolError("this was inherited through fork; it belongs to the parent process")
 
+    def require_open(self) -> None:
+        """Raise LocalProtocolError after `close`."""
+        if self._gone:
+            raise LocalProtocolError("this server is closed")
+
     # calls
 
     def ask(self, method: Method[Any, Any], payload: Any) -> Any:  # noqa: ARG002 - the shape of every router

@@ -137,6 +137,7 @@ class Exchange(Desk):
 
     def everyone(self, call: Call) -> list[Call]:
         """Return one call for every client, in the order they came; see Router."""
+        self.require_open()
         return [
             Call(
                 call.method,
@@ -151,10 +152,12 @@ class Exchange(Desk):
 
     def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
+        self.require_open()
         self.topics.publish(topic, encoded, retain=retain)
 
     def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
         """Send to all or to none; see Router."""
+        self.require_open()
         return self.topics.publish_nowait(topic, encoded, retain=retain)
 
     def subscribe(
@@ -287,6 +290,7 @@ def serve(
         ConnectFailed: the address cannot be bound, or must not be without token and TLS.
         ValueError: the address is malformed.
     """
+    links.check_options(name=name, limits=limits)
     called = name or "server"
     registry = Registry("", called)
     exchange = Exchange(Identity(called, os.getpid()), registry, limits or Limits())

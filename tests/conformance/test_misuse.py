@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from ends import Pair, Place
 
-from smartipc import Channel, InvalidPayload, LocalProtocolError, Method, RequestTimeout, Stream, Topic
+import smartipc
+from smartipc import Channel, ConnectionLost, InvalidPayload, LocalProtocolError, Method, RequestTimeout, Stream, Topic
+from smartipc.ipc import sync
 
 method = Method("m", int, int)
 stream = Stream("s", int, int)
@@ -43,6 +45,10 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "no timeout ever": (lambda it: it.request("echo", 1, timeout=float("inf")), "every call has a deadline"),
     "a timeout of nothing": (lambda it: it.request("echo", 1, timeout=float("nan")), "must be a number of seconds"),
+    "half a place": (lambda it: it.it.subscribe("a", max_pending=1.5), "max_pending must be a whole number"),
+    "places in words": (lambda it: it.it.subscribe("a", max_pending="5"), "max_pending must be a whole number"),
+    "no place": (lambda it: it.it.subscribe("a", max_pending=0), "of at least 1, got 0"),
+    "half a call": (lambda it: list(it.map("echo", [1], concurrency=1.5)), "concurrency must be a whole number"),
     "a method subscribed": (lambda it: it.it.subscribe(method), "m is a Method, and goes with request"),
     "a method opened": (lambda it: it.it.open_stream(method, 1), "m is a Method, and goes with request"),
     "a stream with bad headers": (lambda it: it.it.open_stream("s", 1, headers={"a": 1}), "headers must be a dict"),
@@ -99,6 +105,30 @@ def test_a_closed_client_says_so(pair: Pair) -> None:
     pair.client.close()
     with pytest.raises(Exception, match="this client is closed"):
         pair.client.request("echo", 1)
+
+
+def test_whoever_publishes_at_a_closed_end_is_told(pair: Pair) -> None:
+    pair.client.close()
+    for publish in (pair.client.publish, pair.client.publish_nowait):
+        with pytest.raises(ConnectionLost, match="this client is closed"):
+            publish("t", 1)
+    pair.server.close()
+    for say in (pair.server.publish, pair.server.publish_nowait, pair.server.broadcast):
+        with pytest.raises(LocalProtocolError, match="this server is closed"):
+            say("t", 1)
+
+
+@pytest.mark.parametrize("flavour", [smartipc, sync])
+def test_wrong_options_are_refused_before_anything_happens(flavour: Any, folder: Path) -> None:
+    address = f"unix://{folder}/s"
+    for open_one in (flavour.serve, flavour.connect):
+        for options, said in (({"name": 5}, "name must be a text"), ({"limits": 5}, "must be a smartipc.Limits")):
+            with pytest.raises(LocalProtocolError, match=said):
+                open_one(address, **options)
+    for timeout in ("1", None, float("nan"), -1):
+        with pytest.raises(LocalProtocolError, match="timeout must be a number of seconds"):
+            flavour.connect(address, timeout=timeout)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_subscription_that_was_not_entered_says_so(pair: Pair) -> None:
