@@ -9,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from kit import App, alive
+from kit import App, alive, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -168,3 +169,62 @@ workers:
         os.kill(row["pid"], signal.SIGKILL)
     one.wait_state("web:0", "backoff", "starting", "running")
     assert get(port) == 200, "it waited for a successor"
+
+
+WSGI = """
+import os, time
+def app(environ, start_response):
+    time.sleep(0.01)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+"""
+
+
+def test_gunicorn_is_reloaded_under_load_and_no_request_fails(app: Callable[..., App], folder: Path) -> None:
+    pytest.importorskip("gunicorn")
+    port = free_port()
+    (folder / "wsgi.py").write_text(WSGI)
+    one = app(f"""
+sockets: {{web: {{address: "tcp://127.0.0.1:{port}"}}}}
+workers:
+  web:
+    command: [{sys.executable}, -m, gunicorn, --workers, "2", --log-level, warning, "wsgi:app"]
+    sockets: [web]
+    ready: notify
+    stop: {{signal: TERM, timeout: 20s}}
+""")
+    one.wait_state("web:0", "ready")
+    failed: list[str] = []
+    done: list[bytes] = []
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            try:
+                connection.request("GET", "/")
+                response = connection.getresponse()
+                done.append(response.read())
+                if response.status != 200:
+                    failed.append(str(response.status))
+            except (OSError, http.client.HTTPException) as error:
+                failed.append(repr(error))
+            finally:
+                connection.close()
+
+    clients = [threading.Thread(target=load) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(5):
+            before = len(done)
+            reloaded = one.ctl("reload", "web")
+            assert reloaded.returncode == 0, reloaded.stderr
+            wait_for(lambda: len(done) > before + 20, "it is served")  # noqa: B023
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    assert failed == []
+    assert len(set(done)) >= 6, "of every life"
+    assert one.status()["web:0"]["generation"] == 6
