@@ -196,24 +196,14 @@ class App:
         return code
 
     async def _run(self, services: Sequence[Service]) -> int:
-        folder = self.directory.path / "mp"
-        self.host = ProcessHost(self.spec, folder, self.output, self.run_id, self._on_exit, exclusive=self._exclusive)
-        self.host.open()
-        for name, where in self.host.sockets.addresses().items():
-            log.info("socket %s listens at %s", name, where)
-        runs = Runs(self.host.launcher, self.host.others)
-        self.hooks, self.probing = Hooks(self, runs), Probing(self, runs)
-        self.telling.open()
-        await self.listen_as_operator()
-        self.control = ControlServer(self, str(self.directory.path / CONTROL_SOCKET))
-        if self._exclusive:
-            self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
-        log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
-        for worker in self.spec.workers:
-            for slot, name in enumerate(worker.names):
-                self.book.set(Entry(name, worker.name, slot, 0, 0, "stopped"))
-        self.timetable = Timetable(lambda instance: self.feed(Due(instance)))
-        try:
+        async with contextlib.AsyncExitStack() as opened:
+            await self._open(opened)
+            if self._exclusive:
+                self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
+            log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
+            for worker in self.spec.workers:
+                for slot, name in enumerate(worker.names):
+                    self.book.set(Entry(name, worker.name, slot, 0, 0, "stopped"))
             async with contextlib.AsyncExitStack() as stack:
                 for service in services:
                     await stack.enter_async_context(service(self))
@@ -224,22 +214,34 @@ class App:
                 self.watching.apply(self.spec.workers)
                 code = await self._ended
                 await self.hooks.finish()
-        finally:
-            self.premises.close()
-            self.timetable.close()
-            self.watching.close()
-            self._measuring.close()
-            self.probing.close()
-            self.telling.close()
-            if self._timer is not None:
-                self._timer.cancel()
-            await self.control.close()
-            await self.operator.close()
-            self.letters.close()
-            for task in self._background:
-                task.cancel()
-            self.host.close()
         return code
+
+    async def _open(self, opened: contextlib.AsyncExitStack) -> None:
+        """Open everything; `opened` closes it in reverse, as far as it got: an embedding program may try again."""
+        folder = self.directory.path / "mp"
+        self.host = ProcessHost(self.spec, folder, self.output, self.run_id, self._on_exit, exclusive=self._exclusive)
+        opened.callback(self.host.close)
+        self.host.open()
+        for name, where in self.host.sockets.addresses().items():
+            log.info("socket %s listens at %s", name, where)
+        opened.callback(self._cancel_background)
+        opened.callback(self.letters.close)
+        self.telling.open()
+        opened.callback(self.telling.close)
+        await self.listen_as_operator()
+        opened.push_async_callback(lambda: self.operator.close())  # noqa: PLW0108 - there may be another one by then
+        self.control = ControlServer(self, str(self.directory.path / CONTROL_SOCKET))
+        opened.push_async_callback(self.control.close)
+        runs = Runs(self.host.launcher, self.host.others)
+        self.hooks, self.probing = Hooks(self, runs), Probing(self, runs)
+        self.timetable = Timetable(lambda instance: self.feed(Due(instance)))
+        opened.callback(self._disarm)
+        for part in (self.probing, self._measuring, self.watching, self.timetable, self.premises):
+            opened.callback(part.close)
+
+    def _cancel_background(self) -> None:
+        for task in self._background:
+            task.cancel()
 
     async def listen_as_operator(self) -> None:
         """Have a handle of our own, for what commands call and publish; again, where its socket was deleted."""
@@ -352,11 +354,14 @@ class App:
 
     def _arm(self) -> None:
         at = self.core.next_timer()
+        self._disarm()
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if at is not None:
-            self._timer = self._loop.call_at(at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,29 @@ def test_one_supervisor_per_app_and_two_apps_side_by_side(pool) -> None:
             await asyncio.gather(one.wait("pool"), two.wait("pool"))
             with pytest.raises(AlreadyRunning):
                 await Supervisor({**pool(), "app": "one"}).__aenter__()
+
+    run(test)
+
+
+def test_a_start_that_fails_leaves_nothing_open(pool, folder: Path) -> None:
+    """The program goes on, and may try again for as long as the address is in use."""
+    taken = folder / "taken"
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async def test() -> None:
+        config = {**pool(), "sockets": {"web": {"address": f"unix://{taken}"}}}
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(taken))
+            sock.listen()
+            before = open_files()
+            for _ in range(2):
+                with pytest.raises(OSError, match="Address already in use"):
+                    await Supervisor(config).__aenter__()
+            assert open_files() == before
+        async with Supervisor({**pool(), "sockets": {"web": {"address": "tcp://127.0.0.1:0"}}}) as supervisor:
+            await supervisor.wait("pool")
 
     run(test)
 
