@@ -53,6 +53,25 @@ async def late(ipc):
         ipc.set_status(f"{message.payload} of {message.sender}")
         await ipc.serve()
 
+def counter(ipc):
+    with ipc.subscribe(work) as messages:
+        ipc.ready()
+        right = 0
+        for message in messages:
+            right += message.payload == right
+            if right % 1000 == 0:
+                ipc.set_status(f"{right} in order")
+
+def flood(ipc):
+    ipc.ready()
+    for number in range(20_000):
+        ipc.publish(work, number)
+    ipc.set_status("said")
+    while not os.path.exists(os.environ["GO"]):
+        sum(range(100_000))  # computes, and says nothing more
+    for number in range(20_000, 40_000):
+        ipc.publish(work, number)
+
 def fragile(ipc):
     strong = os.path.exists(os.environ["STRONG"])
     taken = []
@@ -114,6 +133,26 @@ def test_a_queue_over_workers_and_instances_and_a_retained_value_of_the_dead(run
     assert one.ctl("request", "publisher.retain", "42").returncode == 1
     one.wait_state("publisher:0", "ready", generation=2)
     wait_for(lambda: one.status()["late:0"]["status"] == "42 of publisher:0", "the value of the dead arrives")
+
+
+def test_a_blocking_worker_that_floods_computes_and_ends_loses_nothing(run: Callable[..., App], folder: Path) -> None:
+    one = run(
+        f"env: {{GO: '{folder / 'go'}'}}\n"
+        "workers:\n"
+        "  counter: {target: 'targets:counter', instances: 2}\n"
+        "  flood: {target: 'targets:flood', depends_on: [counter], restart: never}\n"
+    )
+    one.wait_state("flood:0", "ready")
+
+    def counts(of: str) -> bool:
+        found = one.status()
+        return all(found[f"counter:{slot}"]["status"] == of for slot in range(2))
+
+    wait_for(lambda: counts("20000 in order"), "what was said before computing")
+    assert one.status()["flood:0"]["state"] == "ready"
+    (folder / "go").touch()
+    wait_for(lambda: counts("40000 in order"), "what was said last")
+    one.wait_state("flood:0", "exited")
 
 
 def test_dead_letters_are_listed_shown_replayed_and_purged(run: Callable[..., App], folder: Path) -> None:
