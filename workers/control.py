@@ -38,7 +38,19 @@ REPORT_FIRST = 1.0
 REPORT_EVERY = 5.0
 """Seconds until the first report of what was carried, and between two."""
 
+_MOMENTS = 8
+"""Of each interval, at which beats are sent."""
 _LATEST_ONLY = frozenset({control.status_text.name, control.progress.name})
+
+
+def beat_after(now: float, interval: float, pid: int) -> float:
+    """Return when the next beat is due, at most one interval later, in step with the beats of other processes.
+
+    The clock is the same for all, so beats fall into a few moments of each interval: the supervisor wakes for many of
+    them at once, and yet not all workers wake together.
+    """
+    phase = interval * (pid % _MOMENTS) / _MOMENTS
+    return now + interval - (now - phase) % interval
 
 
 class ControlClient(QuietHost):
@@ -172,7 +184,7 @@ class ControlClient(QuietHost):
             now = time.monotonic()
             if now >= next_beat:
                 self._beat()
-                next_beat = now + self._interval
+                next_beat = beat_after(now, self._interval, os.getpid())
             try:
                 self._link.pump(max(0.0, next_beat - now))
             except (SmartIpcError, OSError):

@@ -6,6 +6,8 @@ import asyncio
 import socket
 import threading
 
+import pytest
+
 from smartipc.ipc import control
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
@@ -13,7 +15,7 @@ from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
-from smartipc.workers.control import ControlClient
+from smartipc.workers.control import ControlClient, beat_after
 
 
 class Slow(QuietHost):
@@ -48,3 +50,14 @@ def test_an_answer_to_a_caller_that_has_gone_disturbs_nobody() -> None:
     assert not asker.is_alive()
     supervisor.close()
     client._link.close()
+
+
+@pytest.mark.parametrize("interval", [0.05, 1.0, 2.5])
+def test_beats_fall_into_a_few_moments_and_never_too_late(interval: float) -> None:
+    moments = set()
+    for number in range(1000):
+        now = 100_000.0 + number * 0.0371
+        due = beat_after(now, interval, pid=number)
+        assert now < due <= now + interval
+        moments.add(round(due % interval / interval, 6) % 1)
+    assert len(moments) == 8
