@@ -54,11 +54,12 @@ class WhyReport(msgspec.Struct, frozen=True):
 
 
 class WhyRequest(msgspec.Struct, frozen=True):
-    """Workers, instances or "all"; so many events and lines of each."""
+    """Workers, instances or "all"; so many events and lines of each. `wrong`: only what is not as it should be."""
 
     names: list[str]
     events: int = 10
     lines: int = 10
+    wrong: bool = False
 
 
 class Disturbance(msgspec.Struct, frozen=True):

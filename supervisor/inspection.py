@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from smartipc.supervisor.host.life import Life
     from smartipc.supervisor.runner import App
 
+_WELL = ("ready", "exited", "scheduled")
 _MOST = 1000
 """Events or lines in one answer."""
 
@@ -72,7 +73,8 @@ class Inspection:
                 lines=min(request.lines, _MOST) if whole else 0,
             )
 
-        found = [explain(views[name], whole=True) for name in names if name in views]
+        asked = [views[name] for name in names if name in views]
+        found = [explain(view, whole=True) for view in asked if not (request.wrong and view.state in _WELL)]
         return WhyReport(app.core.spec.app, app.core.app_state, found, self._holding())
 
     def _one(self, view: InstanceView, waits_for: list[Why], *, events: int, lines: int) -> Why:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smartipc.ipc import control, inspection
-from smartipc.ipc.inspection import Disturbance, Why, WhyReport, WhyRequest
+from smartipc.ipc.inspection import Disturbance, Why, WhyRequest
 from smartipc.ipc.wire.text import one_line
 from smartipc.supervisor.cli.client import Client, plain
 from smartipc.supervisor.cli.looking import colour_of, coloured, remark, sentence, span
@@ -36,12 +36,11 @@ def why(session: Any, names: tuple[str, ...], lines: int, stacks: bool, as_json:
     Its transitions and exits, the check that fails, where it hung, its last lines, whom it waits for and why, and who
     holds a shutdown. Without NAME, all instances that are neither ready nor ended as they should.
     """
-    report = session.client().ask(inspection.cli_why, WhyRequest(list(names) or ["all"], lines=lines))
-    instances = [one for one in report.instances if names or one.state not in ("ready", "exited", "scheduled")]
+    report = session.client().ask(inspection.cli_why, WhyRequest(list(names) or ["all"], lines=lines, wrong=not names))
     if as_json:
-        click.echo(plain(WhyReport(report.app, report.state, instances, report.holding)))
+        click.echo(plain(report))
         return
-    blocks = ["\n".join(_explained(one, stacks=stacks)) for one in instances]
+    blocks = ["\n".join(_explained(one, stacks=stacks)) for one in report.instances]
     if report.holding:
         blocks.append("\n".join(["the app is stopping, and waits for", *(f"  {line}" for line in report.holding)]))
     click.echo("\n\n".join(blocks) if blocks else f"app {report.app} is {report.state}, and nothing is wrong")
