@@ -66,13 +66,12 @@ class Groups:
         """Decide on a failure of `worker` that is to be repaired at `at`. Counts nothing yet: see `record`.
 
         Args:
-            worker: whose instance failed.
+            worker: whose instance failed; it is in a group.
             at: monotonic seconds.
             granted: for each group, restarts that it has allowed and that are still to come.
         """
         group = self.parent(worker)
-        if group is None:
-            return Reaction()
+        assert group is not None, "who is in no group is not asked about"
         if self._budgets[group.name].allows(at, granted.get(group.name, 0)):
             return Reaction(group.name, self._along(group, worker))
         member = group.name
