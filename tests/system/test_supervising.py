@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -362,8 +363,11 @@ workers:
     one.wait_state("w:0", "ready")
 
     def guardian() -> int | None:
-        children = psutil.Process(one.pid).children()
-        return next((one.pid for one in children if any("guardian.py" in word for word in one.cmdline())), None)
+        for child in psutil.Process(one.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # the one that was killed, until it is waited for
+                if any("guardian.py" in word for word in child.cmdline()):
+                    return child.pid
+        return None
 
     first = wait_for(guardian, "a guardian")
     os.kill(first, signal.SIGKILL)
