@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from smartipc.supervisor.host.life import Life
 
 PROC = Path("/proc")
 _READ = 64 * 1024
+_LOOKS = 4
+_MOMENT = 0.0005
+"""Seconds between two looks at an environment that is empty."""
 _WORDS = 120
 """Characters of a command line that are named."""
 
@@ -112,7 +116,7 @@ class Orphans:
     def _marks(self, pid: int) -> tuple[str, str] | None:
         """Return (instance, generation) from its environment; None if it is not of this run."""
         try:
-            pairs = (entry.partition(b"=") for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+            pairs = (entry.partition(b"=") for entry in environment(pid).split(b"\0"))
             found = {name: value.decode("utf-8", "replace") for name, _, value in pairs if name.startswith(b"SMARTIPC")}
         except OSError:
             return None
@@ -165,6 +169,23 @@ def descendants(pid: int) -> list[int]:
         found += below
         todo += below
     return found
+
+
+def environment(pid: int, *, proc: str = "/proc", pause: Callable[[float], None] = time.sleep) -> bytes:
+    """Return the environment that a process was started with, entries ended by NUL; b"" for one that has ended.
+
+    For a moment within exec the kernel has none to show, though the process is well alive: it is asked again then.
+
+    Raises:
+        OSError: there is no such process, or it is another user's.
+    """
+    folder = Path(proc, str(pid))
+    for _ in range(_LOOKS):
+        found = (folder / "environ").read_bytes()
+        if found or not (folder / "exe").exists():
+            return found
+        pause(_MOMENT)
+    return b""
 
 
 def command_line(pid: int) -> str:

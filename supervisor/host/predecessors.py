@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from smartipc.supervisor.host.orphans import command_line
+from smartipc.supervisor.host.orphans import command_line, environment
 
 _LOOK = 0.02
 """Seconds between two looks at what is ending."""
@@ -73,7 +73,7 @@ class Predecessors:
 
     def _is_theirs(self, pid: int) -> bool:
         try:
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            environ = environment(pid)
         except OSError:
             return False
         return not self._marks.isdisjoint(environ.split(b"\0"))

@@ -15,7 +15,7 @@ from kit import alive, wait_for
 
 from smartipc.supervisor.host import orphans
 from smartipc.supervisor.host.life import Life
-from smartipc.supervisor.host.orphans import Orphans, children, descendants
+from smartipc.supervisor.host.orphans import Orphans, children, descendants, environment
 from smartipc.supervisor.host.prctl import adopt_orphans
 
 FAMILY = """
@@ -84,3 +84,27 @@ def test_what_a_life_left_is_killed_and_reaped(family: Callable[[], tuple[subpro
     os.waitpid(grandchild, 0)
     assert not looking.kill_those_of(life)
     looking.close()
+
+
+def test_an_environment_that_is_not_there_yet_is_looked_at_again(tmp_path: Path) -> None:
+    """Within exec, /proc shows an empty one for a moment."""
+    folder = tmp_path / "4711"
+    folder.mkdir()
+    (folder / "exe").touch()
+    (folder / "environ").touch()
+
+    def pause(_seconds: float) -> None:
+        (folder / "environ").write_bytes(b"SMARTIPC_RUN_ID=r\0")
+
+    assert environment(4711, proc=str(tmp_path), pause=pause) == b"SMARTIPC_RUN_ID=r\0"
+
+
+def test_what_has_no_environment_or_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    proc = str(tmp_path)
+    for pid in ("1", "2"):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "environ").touch()
+    (tmp_path / "1" / "exe").touch()
+    assert (environment(1, proc=proc), environment(2, proc=proc)) == (b"", b"")
+    with pytest.raises(FileNotFoundError):
+        environment(3, proc=proc)
