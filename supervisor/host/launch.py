@@ -111,10 +111,10 @@ class Launcher:
     """Starts programs, by the cheapest way that gives each what it needs."""
 
     def __init__(self) -> None:
-        try:
-            self._vfork: Vfork | None = Vfork(_OURS)
-        except OSError:
-            self._vfork = None
+        self._vfork: Vfork | None = None
+        if os.environ.get("SMARTIPC_VFORK") != "0":
+            with contextlib.suppress(OSError):
+                self._vfork = Vfork(_OURS)
 
     def __repr__(self) -> str:
         return f"<Launcher by {'vfork' if self._vfork is not None else 'fork'}>"
@@ -212,6 +212,7 @@ def _become(program: Program, parent: int, report: int) -> NoReturn:
     """Turn this process, a fresh fork of `parent`, into the program; a failure is written to `report`."""
     step = "cannot start"
     try:
+        top = os.sysconf("SC_OPEN_MAX")  # before the limit is lowered: descriptors above it stay open
         os.setsid()
         _forget_handlers()
         step = "limits"
@@ -227,7 +228,7 @@ def _become(program: Program, parent: int, report: int) -> NoReturn:
         step = f"cwd {program.cwd}"
         os.chdir(program.cwd)
         step = "cannot start"
-        report = _arrange(program, report)
+        report = _arrange(program, report, top)
         die_with_parent()
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
@@ -252,8 +253,8 @@ def _forget_handlers() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _arrange(program: Program, report: int) -> int:
-    """Put the descriptors where they belong and close all others; return the report's new number."""
+def _arrange(program: Program, report: int, top: int) -> int:
+    """Put the descriptors where they belong and close all others, below `top`; return the report's new number."""
     above = _FIRST + len(program.sockets)
     # Copies out of the way first: a source may sit where another one is to go.
     sources = [os.open(os.devnull, os.O_RDONLY), program.stdout, program.stderr, *program.sockets]
@@ -262,5 +263,5 @@ def _arrange(program: Program, report: int) -> int:
     for number, copy in enumerate(copies):
         os.dup2(copy, number, inheritable=True)
     os.dup2(moved, above, inheritable=False)
-    os.closerange(above + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(above + 1, top)
     return above

@@ -55,7 +55,8 @@ class Vfork:
         reset: signals that programs are not to find ignored.
 
     Raises:
-        OSError: this system's C library or kernel lacks what it takes (musl has no contexts, for example).
+        OSError: this system's C library or kernel lacks what it takes (musl has no contexts, for example), or a child
+            that was tried did not do as told.
     """
 
     def __init__(self, reset: Sequence[int]) -> None:
@@ -88,6 +89,11 @@ class Vfork:
         os.set_blocking(self._alive, False)
         self._calls = self._chain(reset)
         self._prepare()
+        try:
+            self._prove()
+        except OSError:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Vfork at {self._base:#x}>"
@@ -142,6 +148,20 @@ class Vfork:
         if pid < 0 or failed:
             raise OSError(code, os.strerror(code))
         return pid
+
+    def _prove(self) -> None:
+        """Start what cannot be executed: the whole chain runs, up to its end, and must tell us the reason.
+
+        It does not where a child has no part in our memory (an emulator of processors may copy it), or where contexts
+        do not go together with what guards return addresses.
+        """
+        try:
+            # Nobody looks whether fchdir succeeds.
+            pid = self.start("/", ("/",), {}, cwd=self._null, stdout=self._null, stderr=self._null)
+        except PermissionError:
+            return
+        os.waitpid(pid, 0)
+        raise OSError("a child does not do what it is told")
 
     def _chain(self, reset: Sequence[int]) -> dict[str, tuple[int, _Call]]:
         """Return the calls in their order, by name: (number, call). Those without arguments get them at each start."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from kit import alive, wait_for
 from smartipc.supervisor.core.process_spec import LimitsSpec
 from smartipc.supervisor.host import launch as launching
 from smartipc.supervisor.host.launch import Launcher, LaunchError, Program
+from smartipc.supervisor.host.vfork import Vfork
 
 pytestmark = pytest.mark.system
 
@@ -89,6 +91,44 @@ def test_it_holds_nothing_but_its_standard_descriptors(start: Start, pipe: tuple
     assert targets.pop("0") == "/dev/null"
     assert targets.pop("1") == targets.pop("2")
     assert len(targets) == 1, "the directory that it lists"
+
+
+def test_a_high_descriptor_is_closed_although_the_limit_is_low(start: Start, pipe: tuple[int, int]) -> None:
+    leak = os.dup2(pipe[0], 200, inheritable=True)
+    try:
+        pid = start(program(pipe[1], "ls", "/proc/self/fd", limits=LimitsSpec(open_files=64)))
+    finally:
+        os.close(leak)
+    assert "200" not in said(pipe, pid).split()
+
+
+def test_a_switch_lets_every_program_be_forked(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+    monkeypatch.setenv("SMARTIPC_VFORK", "0")
+    launcher = Launcher()
+    assert repr(launcher) == "<Launcher by fork>"
+    assert said(pipe, launcher.launch(program(pipe[1], "echo", "x"))) == "x\n"
+    launcher.close()
+
+
+@pytest.mark.parametrize("how", ["silent", "killed"])
+def test_a_system_where_the_chain_breaks_is_noticed_and_forks(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    chain = Vfork._chain
+
+    def broken(self: Vfork, reset: list[int]) -> dict[str, Any]:
+        calls = chain(self, reset)
+        number, (_, *arguments) = calls["memset"]
+        # Nothing is told, as where the memory is not shared; or the child is killed, as for a wrong return address.
+        function = self._libc.getpid if how == "silent" else self._libc.abort
+        calls["memset"] = number, (function, *arguments)
+        return calls
+
+    monkeypatch.setattr(Vfork, "_chain", broken)
+    before = os.listdir("/proc/self/fd")
+    launcher = Launcher()
+    assert repr(launcher) == "<Launcher by fork>"
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_its_signals_are_as_no_handler_had_been_there(start: Start, pipe: tuple[int, int]) -> None:
