@@ -71,6 +71,7 @@ from smartipc.ipc.protocol.events import (
 )
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.protocol.hatches import FEATURE as HATCH_FEATURE
+from smartipc.ipc.protocol.refusals import requests_in
 from smartipc.ipc.protocol.states import ConnectionState
 from smartipc.ipc.protocol.straight import Asked
 from smartipc.ipc.protocol.topics import Topics
@@ -109,6 +110,8 @@ class Link:
 
     _asked = 0
     """How often the short way was taken by the stream; see _OFTEN."""
+    _refused: frozenset[int] = frozenset()
+    """Requests of which the socket refused a part: they arrived nowhere. Of no other can that be known here."""
 
     def __init__(self, sock: Stream, connection: Connection, host: LinkHost) -> None:
         self.connection = connection
@@ -260,8 +263,7 @@ class Link:
         self._said = True
         if not ident:
             return self.call(method, payload, timeout=timeout)
-        if self.broken:
-            self._refused(ident, method)
+        self._check_refused(ident, method)
         return self.finish(ident)
 
     def _read_answer(self, ident: int) -> bytes | None:
@@ -305,8 +307,7 @@ class Link:
         except BaseException:
             self.abandon()
             raise
-        if self.broken:
-            self._refused(ident, method)
+        self._check_refused(ident, method)
         return ident
 
     def post(self, method: str, payload: bytes, row: Row, *, timeout: float) -> None:
@@ -343,16 +344,20 @@ class Link:
         except BaseException:
             self.abandon()
             raise
-        if self.broken and [ident for ident in row.ids if self._rows.pop(ident, None) is not None]:
+        # A row is one frame: its members arrive together or not at all.
+        if row.ids[0] in self._refused and [ident for ident in row.ids if self._rows.pop(ident, None) is not None]:
             raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
 
-    def _refused(self, ident: int, method: str) -> None:
-        """Give up a request whose bytes the socket refused, unless it has its answer or its end.
+    def _check_refused(self, ident: int, method: str) -> None:
+        """Give up a request of which the socket refused a part, unless it has its end already.
+
+        That the link is broken says nothing of a request: it may have left before, and its handler may run.
 
         Raises:
-            ConnectionLost: bytes leave in order, so a request whose last byte was refused never arrived as a whole.
+            ConnectionLost: the request never arrived as a whole.
         """
-        if self._results.pop(ident, None) is _PENDING:
+        if ident in self._refused and self._results.get(ident) is _PENDING:
+            del self._results[ident]
             raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
 
     def finished(self, ident: int) -> bool:
@@ -933,6 +938,7 @@ class Link:
             sent = 0
         except OSError:
             self.broken = True  # the reader finds out what happened, and what the peer still said
+            self._refused = self._refused.union(requests_in((piece,)))
             return False
         if sent == len(piece):
             return True
@@ -970,6 +976,7 @@ class Link:
                 self.stuck = True
                 return False
             except OSError:
+                self._refused = self._refused.union(requests_in(unsent))
                 unsent.clear()  # the reader finds out what happened, and what the peer still said
                 self.broken = True
                 self.stuck = False

@@ -14,7 +14,7 @@ import pytest
 
 from smartipc.ipc.drivers.base import QuietHost, RemoteFault
 from smartipc.ipc.drivers.blocking import Link
-from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, RequestTimeout
+from smartipc.ipc.errors import ConnectionLost, FrameTooLarge, LocalProtocolError, RequestTimeout, SmartIpcError
 from smartipc.ipc.protocol.connection import Connection
 from smartipc.ipc.protocol.events import Closed, NotifyReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
@@ -52,6 +52,23 @@ class Echo(QuietHost):
 
     def on_closed(self, link: Link, event: Closed) -> None:
         self.closed.set()
+
+
+class Answers:
+    """Takes the replies of a row."""
+
+    def __init__(self) -> None:
+        self.ids = range(0)
+        self.payloads: list[bytes] = []
+
+    def reply(self, ident: int, payload: bytes) -> None:
+        self.payloads.append(payload)
+
+    def replies(self, ids: range, payload: bytes) -> None:
+        self.payloads.append(payload)
+
+    def failed(self, ident: int, failure: SmartIpcError) -> None:
+        raise failure
 
 
 @contextmanager
@@ -266,6 +283,59 @@ def test_a_request_to_a_closed_socket_was_certainly_not_processed() -> None:
         with pytest.raises(ConnectionLost) as caught:
             client.call("echo", b"", timeout=5)
         assert caught.value.processed == "no"
+
+
+def test_a_request_that_was_written_is_not_unprocessed_because_a_later_answer_to_a_ping_is_refused() -> None:
+    with pair(serving=False) as (client, server, host):
+        replies: list[bytes] = []
+
+        def asks() -> None:
+            assert client.ask("echo", b"", timeout=20) == b""
+            replies.append(client.ask("later", b"once", timeout=20))
+
+        asking = threading.Thread(target=asks)
+        asking.start()
+        while not host.later:
+            server.pump(1)
+        assert isinstance(server.socket, socket.socket)
+        server.socket.shutdown(socket.SHUT_RD)
+        server.tell(lambda: server.connection.ping(1))
+        while not client.broken:
+            time.sleep(0.001)
+        for link, ident, payload in host.later:
+            link.reply(ident, payload)
+        asking.join(20)
+        assert replies == [b"once"]
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["call", "row"])
+def test_a_request_that_was_written_is_not_unprocessed_because_what_lies_behind_it_is_refused(alone: bool) -> None:
+    with pair(serving=False) as (client, server, host):
+        server.pump(1)
+        client.pump(1)
+        client.tell(lambda: client.connection.notify("large", bytes(8 << 20)))
+        assert client.stuck
+        row = Answers()
+
+        def asks() -> None:
+            if alone:
+                row.reply(0, client.call("later", b"once", timeout=20))
+            else:
+                client.post("later", b"once", row, timeout=20)
+                client.wait(lambda: bool(row.payloads))
+
+        asking = threading.Thread(target=asks)
+        asking.start()
+        while not host.later:
+            server.pump(1)
+        assert isinstance(server.socket, socket.socket)
+        server.socket.shutdown(socket.SHUT_RD)
+        while not client.broken:
+            time.sleep(0.001)
+        for link, ident, payload in host.later:
+            link.reply(ident, payload)
+        asking.join(20)
+        assert row.payloads == [b"once"]
 
 
 def test_closing_in_another_thread_wakes_the_one_that_reads() -> None:
