@@ -362,7 +362,10 @@ class IpcClient(Endpoint):
         return EndSnapshot(self.name, self.address, self.state, peers, traffic())
 
     def on_state(self, function: StateListener) -> StateListener:
-        """Call `function(state)` whenever the state changes, in the thread that notices; keep it short."""
+        """Call `function(state)` whenever the state changes, in the thread that notices; keep it short.
+
+        `state` says so before any function is called, so another thread may read it first.
+        """
         self._line.listeners.append(function)
         return function
 

@@ -214,6 +214,7 @@ def test_closing_the_server_ends_calls_and_says_so(pair: Pair) -> None:
         pair.client.request("echo", 2, timeout=0.3)
     assert lost.value.processed == "no"
     assert pair.client.state == ("reconnecting" if pair.place.lasting else "closed")
+    wait_for(lambda: states, "the listeners hear what can be read already")
     assert states[0] == pair.client.state
 
 

@@ -36,7 +36,8 @@ with sync.serve(sys.argv[1], name=sys.argv[3]) as server:
         time.sleep(30)
 
     @server.handler("once_more")
-    def _(attempt, message):
+    def _(number, message):
+        done.write(f"{number}\\n")
         if message.attempt == 1:
             time.sleep(30)
         return [message.attempt, os.getpid()]
@@ -144,7 +145,7 @@ def test_what_was_not_written_is_sent_when_the_server_is_back(server: Killable, 
 def test_an_idempotent_call_is_tried_again(server: Killable, client: Any) -> None:
     replies: list[Any] = []
     asking = client.submit(lambda: replies.append(client.request(once_more, 1, timeout=25)))
-    wait_for(lambda: _waits(client), "the call is under way")
+    wait_for(lambda: server.ran()[1], "the handler runs")
     server.kill()
     server.start()
     asking.join(25)
@@ -156,8 +157,3 @@ def _linger(client: Any, number: int, caught: list[BaseException]) -> None:
         client.request("linger", number)
     except ConnectionLost as error:
         caught.append(error)
-
-
-def _waits(client: Any) -> bool:
-    link = client.it._line.link
-    return link is not None and link.outstanding > 0
