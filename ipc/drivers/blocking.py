@@ -482,9 +482,8 @@ class Link:
                 end = self.answering
                 if end is None or end.asked != ident:
                     self._write(piece)
-                elif len(piece) <= ROOM:
+                elif len(piece) <= ROOM and end.hatch.answer(piece):
                     end.asked = 0
-                    end.hatch.answer(piece)
                 else:
                     self._write(piece)
                     end.hatch.beckon()

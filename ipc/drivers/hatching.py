@@ -66,6 +66,8 @@ class AskingEnd:
         self._results = results
         self._pending = pending
         self._busy = threading.Lock()
+        self._given_up = False
+        """Whether the server may be reading a request that we gave up: not until it was seen to leave."""
 
     def __repr__(self) -> str:
         return f"<AskingEnd of {self.hatch!r}>"
@@ -80,9 +82,13 @@ class AskingEnd:
             FrameTooLarge: the method's name exceeds a limit; nothing has happened.
         """
         hatch, results = self.hatch, self._results
+        if self._given_up and hatch.state == SHUT:
+            self._given_up = False
         if hatch.state != OPEN or len(payload) + 4 * len(method) > _LARGEST or not self._busy.acquire(False):
             return None
         try:
+            if self._given_up:
+                return None
             now = time.monotonic()
             with self._lock:
                 begun = self._straight.request(method, payload, now, timeout)
@@ -115,12 +121,8 @@ class AskingEnd:
                 if data:
                     link.take_aside(data)
                 elif hatch.state == SHUT and hatch.withdraw():
-                    with self._lock:  # the other side opens first and looks then: one of us sees what the other did
-                        shut = hatch.state == SHUT
-                    if shut:
-                        link.resend(frame)
-                        return
-                    hatch.post(frame)
+                    link.resend(frame)
+                    return
                 else:
                     link.pump(0)
                 if results.get(ident) is pending:
@@ -128,7 +130,7 @@ class AskingEnd:
                     left = _SLICE if timer is None else min(_SLICE, timer - time.monotonic())
                     data = hatch.collect(max(0.0, left))
         finally:
-            hatch.withdraw()
+            self._given_up = not hatch.withdraw() and hatch.give_up()
             if before is None:
                 link.watchers.pop(me, None)
             else:

@@ -9,8 +9,11 @@ The answering side opens the hatch while it stands behind it. State is written b
     SHUT ──open──> OPEN ──leave──> LEAVING (it will look once more) ──> SHUT (it will not look until it opens again)
 
 A frame that is posted while the answering side leaves may be met by nobody. So the asking side waits in slices, and
-takes back what lies in a hatch that is shut (`withdraw`), to send it by the stream. Between a store here and the next
-load of what the other side stores lies a semaphore operation or a lock, which are memory barriers.
+takes back what lies in a hatch that is shut (`withdraw`), to send it by the stream. Nothing can be taken by both: the
+asking side hangs out a sign before it looks whether the hatch is shut, and the answering side opens it before it looks
+for the sign, so one of them sees what the other did and keeps its hands off. A place is only filled when it is empty.
+Between a store here and the next load of what the other side stores lies a semaphore operation or a lock, which are
+memory barriers.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import secrets
 import stat
 import struct
 import sys
+import threading
 import time
 from importlib import import_module
 from typing import Any
@@ -36,6 +40,8 @@ _SIZE = 2 * 4096
 _ASKED = 16
 _ANSWERED = 4096
 _STATE = 0
+_SIGN = 8
+"""Not 0 while the asking side takes its request back."""
 _WORD = struct.Struct("<I")
 _HEAD = _WORD.size
 _RINGS = 64
@@ -65,13 +71,14 @@ def available() -> bool:
 class Hatch:
     """One end. Made by `create` on the asking side, by `join` on the answering one."""
 
-    __slots__ = ("_memory", "_mine", "_theirs", "name")
+    __slots__ = ("_barrier", "_memory", "_mine", "_theirs", "name")
 
     def __init__(self, name: str, memory: mmap.mmap, mine: Any, theirs: Any) -> None:
         self.name = name
         self._memory = memory
         self._mine = mine
         self._theirs = theirs
+        self._barrier = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Hatch {self.name} {('shut', 'open', 'leaving')[self._memory[_STATE]]}>"
@@ -136,7 +143,7 @@ class Hatch:
         return state
 
     def post(self, frame: bytes) -> None:
-        """Put a request there. The one before must have been taken or withdrawn."""
+        """Put a request there. The one before must have been taken or withdrawn; see also `give_up`."""
         memory = self._memory
         end = _ASKED + _HEAD + len(frame)
         memory[_ASKED + _HEAD : end] = frame
@@ -144,7 +151,21 @@ class Hatch:
         self._theirs.release()
 
     def withdraw(self) -> bool:
-        """Take back what was posted, if nobody has taken it; only of use while it is shut."""
+        """Take back what was posted, if nobody has taken it, and nobody can: the hatch is shut."""
+        memory = self._memory
+        memory[_SIGN] = 1
+        with self._barrier:
+            shut = memory[_STATE] == SHUT
+        lies: bool = _WORD.unpack_from(memory, _ASKED)[0] > 0
+        if lies and shut:
+            _WORD.pack_into(memory, _ASKED, 0)
+        memory[_SIGN] = 0
+        if lies and not shut:
+            self.beckon()  # who stands there may have seen the sign, and passed over it
+        return lies and shut
+
+    def give_up(self) -> bool:
+        """Take away what was posted, whoever may have it; return whether the place may be read until it is shut."""
         lies: bool = _WORD.unpack_from(self._memory, _ASKED)[0] > 0
         _WORD.pack_into(self._memory, _ASKED, 0)
         return lies
@@ -159,7 +180,8 @@ class Hatch:
 
     def open(self) -> None:
         """Stand behind it."""
-        self._memory[_STATE] = OPEN
+        with self._barrier:
+            self._memory[_STATE] = OPEN
 
     def leave(self) -> bytes:
         """Go away, and return what was posted meanwhile; b"" for nothing."""
@@ -167,31 +189,35 @@ class Hatch:
         for _ in range(_RINGS):
             if not self._mine.acquire(False):
                 break
-        last = self._lift(_ASKED)
+        last = self._lift_asked()
         self._memory[_STATE] = SHUT
         return last
 
     def take(self, seconds: float) -> bytes:
         """Wait for a request; b"" if none came in time."""
-        return self._lift(_ASKED) if self._mine.acquire(True, seconds) else b""
+        return self._lift_asked() if self._mine.acquire(True, seconds) else b""
 
-    def answer(self, frame: bytes) -> None:
-        """Put an answer there."""
+    def answer(self, frame: bytes) -> bool:
+        """Put an answer there, if the one before has been taken."""
         memory = self._memory
+        if _WORD.unpack_from(memory, _ANSWERED)[0]:
+            return False  # of a call that was given up; its asker may be reading it
         end = _ANSWERED + _HEAD + len(frame)
         memory[_ANSWERED + _HEAD : end] = frame
         _WORD.pack_into(memory, _ANSWERED, len(frame))
         self._theirs.release()
+        return True
 
     def beckon(self) -> None:
-        """Make the asking side look at the stream."""
-        with contextlib.suppress(ValueError):  # rung more often than can be counted
-            self._theirs.release()
+        """Make the other side look, at the place and at the stream."""
+        _ring(self._theirs)
 
     def wake(self) -> None:
         """Make a thread of this side look at the stream. Called in any thread."""
-        with contextlib.suppress(ValueError):
-            self._mine.release()
+        _ring(self._mine)
+
+    def _lift_asked(self) -> bytes:
+        return b"" if self._memory[_SIGN] else self._lift(_ASKED)
 
     def _lift(self, at: int) -> bytes:
         """Take the frame at a place, b"" for none. Its length is the peer's to write, so it is bounded here."""
@@ -200,6 +226,13 @@ class Hatch:
         frame = memory[begin : begin + min(_WORD.unpack_from(memory, at)[0], ROOM)]
         _WORD.pack_into(memory, at, 0)
         return frame
+
+
+def _ring(semaphore: Any) -> None:
+    """Let whoever waits look, or whoever comes next; more than one call would have to be waited for one by one."""
+    if semaphore._is_zero():  # noqa: SLF001 - as multiprocessing asks it
+        with contextlib.suppress(ValueError):  # the peer has made it negative, or counted it up meanwhile
+            semaphore.release()
 
 
 @functools.cache

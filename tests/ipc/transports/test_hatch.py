@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -70,6 +74,93 @@ def test_what_nobody_took_is_taken_back(ends: tuple[Hatch, Hatch]) -> None:
     assert not asking.withdraw()
     answering.open()
     assert answering.take(0.01) == b""
+
+
+def at_line(number: int, function: Callable[[], object], disturb: Callable[[], object]) -> tuple[object, bool]:
+    """Call a function, and something else before the so-manieth of its lines, those of hatch.py; tell if it came."""
+    left = [number, 0]
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename != hatch.__file__:
+            return None
+        if event == "line" and left[0] >= 0:
+            left[0] -= 1
+            if left[0] < 0:
+                sys.settrace(None)
+                left[1] = 1
+                disturb()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return function(), bool(left[1])
+    finally:
+        sys.settrace(before)
+
+
+def look(answering: Hatch) -> bytes:
+    answering.open()
+    return answering.take(0)
+
+
+def visit(answering: Hatch) -> bytes:
+    return look(answering) or answering.leave()
+
+
+@pytest.mark.parametrize("come", [look, visit])
+@pytest.mark.parametrize("asker_is_interrupted", [True, False])
+def test_a_request_is_had_by_one_side_whenever_the_other_comes(
+    ends: tuple[Hatch, Hatch], asker_is_interrupted: bool, come: Callable[[Hatch], bytes]
+) -> None:
+    asking, answering = ends
+
+    def meet(number: int) -> bool:
+        taken: list[bytes] = []
+        withdrawn: list[bool] = []
+        one, two = lambda: withdrawn.append(asking.withdraw()), lambda: taken.append(come(answering))
+        asking.post(b"x")
+        _, came = at_line(number, *((one, two) if asker_is_interrupted else (two, one)))
+        taken.append(visit(answering))  # what nobody had lies there, and is found
+        withdrawn.append(asking.withdraw())
+        assert sum(withdrawn) + taken.count(b"x") == 1, f"before line {number}"
+        answering.leave()
+        return came
+
+    number = 0
+    while meet(number):
+        number += 1
+    assert number > 5
+
+
+def test_an_answer_is_not_put_over_another(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    assert answering.answer(b"of a call that was given up")
+    assert not answering.answer(b"next")
+    assert asking.collect(1) == b"of a call that was given up"
+    assert answering.answer(b"next")
+    assert asking.collect(1) == b"next"
+
+
+def test_calls_do_not_pile_up(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    for _ in range(1000):
+        answering.beckon()
+        answering.wake()
+    assert asking.collect(0) == b""
+    assert asking.collect(0) is None
+    assert answering._mine.acquire(False)
+    assert not answering._mine.acquire(False)
+
+
+def test_what_is_given_up_may_be_read_still(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    answering.open()
+    asking.post(b"x")
+    assert not asking.withdraw()
+    assert asking.give_up()
+    assert not asking.give_up()
+    assert answering.take(1) == b""
 
 
 def test_calls_without_a_frame_wake_whoever_waits(ends: tuple[Hatch, Hatch]) -> None:
