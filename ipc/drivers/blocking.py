@@ -95,6 +95,7 @@ _YIELD = 0.0005
 """Seconds left to another thread that reads already."""
 _TIMEVAL = struct.Struct("@ll")
 _PENDING = object()
+_SAID = -1
 _OFTEN = 64
 """Requests after which a link is worth a hatch."""
 
@@ -132,9 +133,9 @@ class Link:
         """Our side of the peer's hatch."""
         self._asking: AskingEnd | None = None
         self._offered: Hatch | None = None
-        self._said = True
-        """Something was written to the stream of which it is not known that the peer has read it: what comes by the
-        hatch must not overtake it."""
+        self._said = _SAID
+        """Whether something was written to the stream of which it is not known that the peer has read it: what comes by
+        the hatch must not overtake it. 0 for no, the id of a request whose answer will tell, else _SAID."""
         self._turns = Turns()
         self.watchers = self._turns.watchers
         """By thread: called when another thread has read for it; for threads that poll several links."""
@@ -243,7 +244,7 @@ class Link:
                         ident, piece = begun
                         self._results[ident] = _PENDING
                         whole = self._write(piece)
-                        self._said = not whole
+                        self._said = ident if whole else _SAID
             if whole:
                 answer = self._read_answer(ident)
         except FrameTooLarge:
@@ -260,7 +261,7 @@ class Link:
             if self._asked == _OFTEN:
                 self._offer_hatch()
             return answer
-        self._said = True
+        self._said = _SAID
         if not ident:
             return self.call(method, payload, timeout=timeout)
         self._check_refused(ident, method)
@@ -284,6 +285,8 @@ class Link:
             answer = self._straight.answered(ident, data, now)
             if answer is not None:
                 del self._results[ident]
+                if self._said == ident:
+                    self._said = 0
                 return answer
         self._events.extend(self._taken(data, now))
         return None
@@ -947,7 +950,7 @@ class Link:
 
     def _send_at_once(self) -> bool:
         connection, unsent = self.connection, self._unsent
-        self._said = True
+        self._said = _SAID
         if self._unsettled:
             return True  # nothing to wait for but the peer: the reader goes on with it, and then writes
         if self._buffers_due:

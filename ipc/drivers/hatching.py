@@ -44,6 +44,9 @@ class HatchLink(Protocol):
     def pump(self, timeout: float) -> None:
         """Read what is there."""
 
+    def abandon(self) -> None:
+        """End the link, because what is under way is in an unknown state."""
+
 
 class AskingEnd:
     """Our side of a hatch that the peer has joined.
@@ -158,24 +161,35 @@ class AnsweringEnd:
         return f"<AnsweringEnd of {self.hatch!r}>"
 
     def hear(self) -> Asked | None:
-        """Wait a moment for a request and return it, if it is a plain one; what else comes is dispatched."""
-        data = self.hatch.take(_PAUSE)
-        if not data:
-            return None
-        now = time.monotonic()
-        with self._lock:
-            asked = self._straight.requested(data, now)
-        if asked is None:
-            self._pass_on(data)
-            return None
-        self.asked = asked[0]
+        """Wait a moment for a request and return it, if it is a plain one; what else comes is dispatched.
+
+        An exception that interrupts it ends the link: a request may have been taken.
+        """
+        try:
+            data = self.hatch.take(_PAUSE)
+            if not data:
+                return None
+            now = time.monotonic()
+            with self._lock:
+                asked = self._straight.requested(data, now)
+            if asked is None:
+                self._pass_on(data)
+                return None
+            self.asked = asked[0]
+        except BaseException:
+            self._link.abandon()
+            raise
         return asked
 
     def leave(self) -> None:
-        """Go away; a request that came meanwhile is dispatched."""
-        data = self.hatch.leave()
-        if data:
-            self._pass_on(data)
+        """Go away; a request that came meanwhile is dispatched. Interrupted, it ends the link."""
+        try:
+            data = self.hatch.leave()
+            if data:
+                self._pass_on(data)
+        except BaseException:
+            self._link.abandon()
+            raise
 
     def _pass_on(self, data: bytes) -> None:
         if len(data) >= HEADER_SIZE:

@@ -288,10 +288,10 @@ class Server(QuietHost):
         end, queue, directory = link.answering, self._queue, self._directory
         assert end is not None
         known = directory.state  # with another one the gate may be shut
-        self._hatch = end.hatch
-        end.hatch.open()
         looked = before = 0.0 if asked is None else asked[4]
         try:
+            self._hatch = end.hatch
+            end.hatch.open()
             while asked is not None and asked[4] - before < _SOON:
                 before = asked[4]
                 self.work.run_at_once(link, asked)
@@ -311,7 +311,8 @@ class Server(QuietHost):
         finally:
             self._streak = 0
             self._hatch = None
-            end.leave()
+            if self._pid == os.getpid():  # a handler may fork, and the child come by here
+                end.leave()
 
     def _turn_as_leader(self, timeout: float) -> bool:
         if timeout and len(self._queue) > _BACKLOG:

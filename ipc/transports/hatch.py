@@ -34,6 +34,7 @@ from typing import Any
 
 FOLDER = "/dev/shm"  # noqa: S108 - where the platform keeps shared memory and semaphores
 SHUT, OPEN, LEAVING = 0, 1, 2
+_STATES = {SHUT: "shut", OPEN: "open", LEAVING: "leaving"}
 ROOM = 2048
 """Bytes of the largest frame."""
 _SIZE = 2 * 4096
@@ -58,9 +59,10 @@ def _semaphores() -> Any:
     if sys.platform != "linux" or not os.path.isdir(FOLDER):
         return None
     try:
-        return import_module("_multiprocessing")
+        module = import_module("_multiprocessing")
     except ImportError:
         return None
+    return module if hasattr(module, "SemLock") else None
 
 
 def available() -> bool:
@@ -81,7 +83,7 @@ class Hatch:
         self._barrier = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Hatch {self.name} {('shut', 'open', 'leaving')[self._memory[_STATE]]}>"
+        return f"<Hatch {self.name} {_STATES.get(self._memory[_STATE], 'odd')}>"
 
     @classmethod
     def create(cls) -> Hatch:

@@ -132,6 +132,61 @@ def test_a_request_never_overtakes_a_one_way_message(stage: Stage) -> None:
             assert ipc.request(noted, None) == number
 
 
+def test_another_threads_request_does_not_vouch_for_what_was_said_before_its_answer(stage: Stage) -> None:
+    with busy(stage) as (ipc, link):
+        assert link._asking is not None
+        for meanwhile in (False, True):
+            through(ipc)
+            ipc.notify(note, 1)
+            with link._asking._busy:  # so that it goes by the stream
+                thread = threading.Thread(target=ipc.request, args=(nap, 0.3))
+                thread.start()
+                while not link.outstanding:
+                    time.sleep(0.001)
+                with link._lock:  # it is written by then
+                    said = link._said
+                assert said, "the note may lie before the request, unread"
+                if meanwhile:
+                    ipc.notify(note, 2)
+                thread.join()
+            assert bool(link._said) is meanwhile
+
+
+def test_a_server_interrupted_with_a_request_in_its_hand_ends_the_link(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(BaseException): ...
+
+    def target(ipc: SmartIpc) -> None:
+        ipc.handler(echo)(lambda request: request)
+        try:
+            ipc.serve()
+        except Interrupted:
+            ipc.serve()
+
+    with stage.running(stage.add("echo"), target):
+        ipc = stage.handle(stage.add("client"))
+        try:
+            link = through(ipc)
+            took = hatch.Hatch.take
+
+            def take(self: hatch.Hatch, seconds: float) -> bytes:
+                if took(self, seconds):
+                    monkeypatch.setattr(hatch.Hatch, "take", took)
+                    raise Interrupted
+                return b""
+
+            monkeypatch.setattr(hatch.Hatch, "take", take)
+            began = time.monotonic()
+            with pytest.raises(ConnectionLost):
+                while True:
+                    ipc.request(echo, Data(b"x"))
+            assert link.closed
+            assert time.monotonic() - began < 5
+        finally:
+            ipc._close(1)
+
+
 def test_a_deadline_ends_it_and_the_next_call_is_answered(stage: Stage) -> None:
     with busy(stage) as (ipc, link):
         with pytest.raises(RequestTimeout):

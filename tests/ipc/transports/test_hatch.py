@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -181,6 +181,14 @@ def test_a_length_that_lies_is_bounded(ends: tuple[Hatch, Hatch]) -> None:
     assert len(answering.take(1)) == ROOM
 
 
+def test_a_state_that_is_none_does_no_harm(ends: tuple[Hatch, Hatch]) -> None:
+    asking, _ = ends
+    asking._memory[0] = 77
+    assert "odd" in repr(asking)
+    asking.post(b"x")
+    assert not asking.withdraw()
+
+
 @pytest.mark.parametrize("name", ["", "other", "smartipc-1-../../../etc/passwd", "smartipc-1-0123456789abcde"])
 def test_only_names_of_hatches_are_opened(name: str) -> None:
     with pytest.raises(OSError, match="not the name of a hatch"):
@@ -213,6 +221,11 @@ def test_without_room_there_is_none_and_no_name_is_left(monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="No space"):
         Hatch.create()
     assert names() == before
+
+
+def test_an_interpreter_without_semaphores_has_no_hatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hatch, "import_module", ModuleType)
+    assert not hatch.available()
 
 
 def test_names_that_the_dead_left_behind_are_removed() -> None:
