@@ -42,6 +42,13 @@ with sync.serve(sys.argv[1], name=sys.argv[3]) as server:
             time.sleep(30)
         return [message.attempt, os.getpid()]
 
+    @server.handler("falter")
+    def _(number):
+        done.write(f"{number}\\n")
+        if number == 500 and sys.argv[3] == "life 1":
+            os.kill(os.getpid(), 9)
+        return [number, sys.argv[3]]
+
     @server.handler("say")
     def _(number):
         server.publish("said", number)
@@ -50,6 +57,8 @@ with sync.serve(sys.argv[1], name=sys.argv[3]) as server:
     server.serve_forever()
 """
 once_more = Method("once_more", int, list, idempotent=True)
+falter = Method("falter", int, list)
+falter_safely = Method("falter", int, list, idempotent=True)
 
 
 class Killable:
@@ -76,6 +85,13 @@ class Killable:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+    def revive(self) -> None:
+        """Start it again once it is dead."""
+        assert self.process is not None
+        self.process.wait(20)
+        self.kill()
+        self.start()
 
     def ran(self) -> collections.Counter[int]:
         return collections.Counter(int(line) for line in self.journal.read_text().split())
@@ -150,6 +166,31 @@ def test_an_idempotent_call_is_tried_again(server: Killable, client: Any) -> Non
     server.start()
     asking.join(25)
     assert [reply[0] for reply in replies] == [2]
+
+
+def test_a_batch_in_whose_midst_the_server_dies_runs_nothing_twice(server: Killable, client: Any) -> None:
+    answered: list[list[Any]] = []
+    with pytest.raises(ConnectionLost) as caught:
+        answered.extend(client.map(falter, range(1000), concurrency=64))  # which keeps what came before the error
+    assert caught.value.processed == "maybe"
+    assert answered == [[number, "life 1"] for number in range(len(answered))]
+    assert 500 - 64 <= len(answered) <= 500
+    server.revive()
+    assert client.request(falter, 2000, timeout=20) == [2000, "life 2"]
+    assert server.ran() == dict.fromkeys((*range(501), 2000), 1)
+
+
+def test_an_idempotent_batch_in_whose_midst_the_server_dies_is_answered(server: Killable, client: Any) -> None:
+    reviving = client.submit(server.revive)
+    replies = list(client.map(falter_safely, range(1000), concurrency=64, timeout=25))
+    reviving.join(25)
+    assert [number for number, _life in replies] == list(range(1000))
+    ran = server.ran()
+    assert ran[500] == 2
+    assert {ran[number] for number, life in replies if life == "life 1"} == {1}, "what was answered is not asked again"
+    again = [number for number, times in ran.items() if times > 1]
+    assert set(again) <= set(range(500 - 64, 501)), "what was not under way is not asked again"
+    assert max(ran.values()) == 2
 
 
 def _linger(client: Any, number: int, caught: list[BaseException]) -> None:
