@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -24,7 +25,7 @@ from smartipc.ipc.errors import SmartIpcError
 from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.wire.codec import decoder_for
 from smartipc.ipc.wire.depth import is_open_ended
-from smartipc.workers import logs
+from smartipc.workers import logs, rehearsal
 from smartipc.workers.control import ControlClient
 from smartipc.workers.loading import TargetError, flavour, load_target
 
@@ -55,6 +56,8 @@ def main(
     if warm is not None:
         _warm_up(**warm)
     port = ControlClient(socket.socket(fileno=control_fd))
+    if warm is not None:
+        port.prepare()
     try:
         launch = port.launch()
     except (SmartIpcError, OSError):
@@ -108,15 +111,18 @@ def _place_sockets(control_fd: int, socket_fds: tuple[int, ...]) -> int:
 
 
 def _warm_up(target: str, env: dict[str, str], cwd: str, python_path: list[str]) -> None:
-    """Import what the target needs. Whatever fails here fails again, and is told, when the target is loaded."""
+    """Import what the target needs, and rehearse. What fails here fails again, and is told, when it matters."""
     with contextlib.suppress(Exception, SystemExit):
         os.environ.update(env)
         os.chdir(cwd)
         sys.path[:0] = [entry for entry in python_path if entry not in sys.path]
-        if flavour(load_target(target)) == "async":
+        kind = flavour(load_target(target))
+        rehearsal.rehearse(_run, kind)
+        if kind == "async":
             from smartipc.workers import runtime
 
             runtime.prepare()
+        gc.freeze()  # a collection writes to every object it looks at, and each write to a shared page copies it
 
 
 def _forget_parent(keep: set[int]) -> None:

@@ -7,9 +7,11 @@ a worker that computes for minutes still acknowledges, and notices that it has b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -53,6 +55,15 @@ def beat_after(now: float, interval: float, pid: int) -> float:
     return now + interval - (now - phase) % interval
 
 
+def _be_as_main_thread() -> None:
+    """Take over what the supervisor has set of the process: on Linux it holds for the main thread and later ones."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, os.getpid()))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
+
+
 class ControlClient(QuietHost):
     """Speak with the supervisor over the pipe; implements routing.port.ControlPort.
 
@@ -80,6 +91,9 @@ class ControlClient(QuietHost):
         self._latest: dict[str, tuple[Method[Any, Any], Any]] = {}
         self._latest_sent = 0.0
         self._lock = threading.Lock()
+        self._left = False
+        self._thread: threading.Thread | None = None
+        self._begun = threading.Event()
         self._hang: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
@@ -99,7 +113,7 @@ class ControlClient(QuietHost):
         return launch
 
     def start(self, directory: Directory, *, source: str, interval: float) -> None:
-        """Start the control thread: updates flow into `directory`, beats flow out."""
+        """Let the control thread begin: updates flow into `directory`, beats flow out."""
         for update in self._early:
             if update.revision > directory.state.revision:
                 self._apply(directory, update)
@@ -107,7 +121,22 @@ class ControlClient(QuietHost):
         self._report_at = time.monotonic() + REPORT_FIRST  # a spare may have waited for hours, and has carried nothing
         self._source = source
         self._interval = interval
-        threading.Thread(target=self._run, name="smartipc-control", daemon=True).start()
+        self.prepare()
+        self._begun.set()
+
+    def prepare(self) -> None:
+        """Make the control thread ahead; it waits for `start`, which then need not wait until a thread is there."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="smartipc-control", daemon=True)
+            self._thread.start()
+
+    def leave(self) -> None:
+        """Close the pipe without a word, and end the control thread; this process goes on."""
+        self._left = True
+        self._link.close()
+        if self._thread is not None:
+            self._begun.set()
+            self._thread.join()
 
     def on_stop_call(self, stop: Callable[[str], None]) -> None:
         """Call `stop(cause)`, from the control thread, when the worker must stop; at once if it already must."""
@@ -179,6 +208,8 @@ class ControlClient(QuietHost):
     # the thread
 
     def _run(self) -> None:
+        self._begun.wait()
+        _be_as_main_thread()
         next_beat = time.monotonic()
         while not self._link.closed:
             now = time.monotonic()
@@ -189,7 +220,8 @@ class ControlClient(QuietHost):
                 self._link.pump(max(0.0, next_beat - now))
             except (SmartIpcError, OSError):
                 break
-        self._orphaned()
+        if not self._left:
+            self._orphaned()
 
     def _beat(self) -> None:
         if self._latest:

@@ -43,6 +43,12 @@ class Ledger:
                 self._past_late += connection.late_replies
                 self._past_bytes += connection.bytes_received
 
+    def forget(self) -> None:
+        """Count none of the connections that are over."""
+        with self._lock:
+            self._past = Tally()
+            self._past_late = self._past_bytes = 0
+
     def traffic(self) -> Traffic:
         """Add everything up."""
         with self._lock:

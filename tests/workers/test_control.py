@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -12,8 +14,9 @@ from smartipc.ipc import control
 from smartipc.ipc.drivers.base import QuietHost
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.events import RequestReceived
+from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.routing.directory import Directory
 from smartipc.ipc.wire import codec
 from smartipc.workers.control import ControlClient, beat_after
 
@@ -23,9 +26,13 @@ class Slow(QuietHost):
 
     def __init__(self) -> None:
         self.asked: list[RequestReceived] = []
+        self.heard: list[NotifyReceived] = []
 
     def on_request(self, link: Link, event: RequestReceived) -> None:
         self.asked.append(event)
+
+    def on_notify(self, link: Link, event: NotifyReceived) -> None:
+        self.heard.append(event)
 
 
 def test_an_answer_to_a_caller_that_has_gone_disturbs_nobody() -> None:
@@ -50,6 +57,30 @@ def test_an_answer_to_a_caller_that_has_gone_disturbs_nobody() -> None:
     assert not asker.is_alive()
     supervisor.close()
     client._link.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere both are of the whole process")
+def test_a_control_thread_made_ahead_takes_over_what_was_set_of_the_process_since() -> None:
+    host = Slow()
+    ours, theirs = socket.socketpair()
+    supervisor = Link(theirs, Connection("server", Identity(control.SUPERVISOR)), host)
+    client = ControlClient(ours)
+    nice, cores = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
+    client.prepare()
+    (thread,) = [one for one in threading.enumerate() if one.name == "smartipc-control"]
+    assert thread.native_id is not None
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        client.start(Directory(), source="process", interval=0.1)
+        while not host.heard:  # its first beat
+            supervisor.pump(10)
+        assert os.sched_getaffinity(thread.native_id) == {min(cores)}
+        assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == nice
+    finally:
+        os.sched_setaffinity(0, cores)
+        client.leave()
+        supervisor.close()
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("interval", [0.05, 1.0, 2.5])
