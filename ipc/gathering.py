@@ -6,6 +6,7 @@ receive and how much is decided by whoever begins one; sending is in publishing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from smartipc.ipc.contracts import Topic
@@ -15,7 +16,7 @@ from smartipc.ipc.wire.codec import UNFIT, append
 from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK
 
 
-class Gathering:
+class Gathering(ABC):
     """What is encoded once for all subscribers of a topic, and sent when it is enough.
 
     Args:
@@ -71,6 +72,6 @@ class Gathering:
         del data[ARRAY.size :]
         return count, body
 
+    @abstractmethod
     def leave(self) -> None:
         """Send what was gathered."""
-        raise NotImplementedError

@@ -295,21 +295,13 @@ class Link:
         self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None, attempt: int = 1
     ) -> int:
         """Send a request and return its id for `finish`; raises as call does, but for the answer."""
-        self._require_open(method)
-        now = time.monotonic()
-        try:
-            with self._lock:
-                self._require_connected(method)
-                ident = self.connection.request(method, payload, now, timeout=timeout, headers=headers, attempt=attempt)
-                self._results[ident] = _PENDING
-                sent = self._send_some()
-            if not sent:
-                self._send_rest(now + timeout)
-        except SmartIpcError:
-            raise
-        except BaseException:
-            self.abandon()
-            raise
+
+        def ask(now: float) -> int:
+            ident = self.connection.request(method, payload, now, timeout=timeout, headers=headers, attempt=attempt)
+            self._results[ident] = _PENDING
+            return ident
+
+        ident = self._enter(method, timeout, ask)
         self._check_refused(ident, method)
         return ident
 
@@ -332,13 +324,23 @@ class Link:
         )
 
     def _post(self, method: str, row: Row, timeout: float, ask: Callable[[float], range]) -> None:
+        def enter(now: float) -> None:
+            row.ids = ask(now)
+            self._rows.update(dict.fromkeys(row.ids, row))
+
+        self._enter(method, timeout, enter)
+        # A row is one frame: its members arrive together or not at all.
+        if row.ids[0] in self._refused and [ident for ident in row.ids if self._rows.pop(ident, None) is not None]:
+            raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
+
+    def _enter(self, method: str, timeout: float, ask: Callable[[float], T]) -> T:
+        """Let `ask` queue requests, given the time, and write them."""
         self._require_open(method)
         now = time.monotonic()
         try:
             with self._lock:
                 self._require_connected(method)
-                row.ids = ask(now)
-                self._rows.update(dict.fromkeys(row.ids, row))
+                asked = ask(now)
                 sent = self._send_some()
             if not sent:
                 self._send_rest(now + timeout)
@@ -347,9 +349,7 @@ class Link:
         except BaseException:
             self.abandon()
             raise
-        # A row is one frame: its members arrive together or not at all.
-        if row.ids[0] in self._refused and [ident for ident in row.ids if self._rows.pop(ident, None) is not None]:
-            raise ConnectionLost(self._peer_name(), "it takes no more bytes", method=method, processed="no")
+        return asked
 
     def _check_refused(self, ident: int, method: str) -> None:
         """Give up a request of which the socket refused a part, unless it has its end already.
