@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cores import move
 
 from smartipc.ipc.errors import FrameTooLarge, InvalidPayload, LocalProtocolError
 from smartipc.ipc.protocol import handshake
@@ -12,7 +13,6 @@ from smartipc.ipc.protocol.events import (
     CancelReceived,
     Closed,
     ErrorReceived,
-    Event,
     Opened,
     RepliesReceived,
     ReplyReceived,
@@ -24,13 +24,6 @@ from smartipc.ipc.wire import codec, heads
 from smartipc.ipc.wire.frames import ARRAY, ARRAY_MARK, HEADER, MEMBERS, Kind, frame, ids_of
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
-
-
-def move(source: Connection, target: Connection, now: float = 0.0) -> list[Event]:
-    events: list[Event] = []
-    while source.has_data:
-        events += target.receive_data(b"".join(source.data_to_send()), now)
-    return events
 
 
 def pair(limits: Limits = Limits()) -> tuple[Connection, Connection]:

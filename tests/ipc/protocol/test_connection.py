@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from cores import move
 
 from smartipc.ipc import errors
 from smartipc.ipc.protocol.connection import Connection
@@ -13,7 +14,6 @@ from smartipc.ipc.protocol.events import (
     Closed,
     ConsumedReceived,
     ErrorReceived,
-    Event,
     GoodbyeReceived,
     MessageReceived,
     NotifyReceived,
@@ -28,13 +28,6 @@ from smartipc.ipc.wire import heads
 from smartipc.ipc.wire.frames import HEADER, PREFACE, Flag, Kind, frame
 from smartipc.ipc.wire.heads import Fault
 from smartipc.ipc.wire.limits import Limits
-
-
-def move(source: Connection, target: Connection, now: float = 0.0) -> list[Event]:
-    events: list[Event] = []
-    while source.has_data:
-        events += target.receive_data(b"".join(source.data_to_send()), now)
-    return events
 
 
 def pair(limits: Limits = Limits()) -> tuple[Connection, Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from cores import move
 
 from smartipc.ipc import errors
 from smartipc.ipc.protocol.connection import Connection
@@ -28,13 +29,6 @@ from smartipc.ipc.wire.limits import Limits
 
 GONE = Fault(10, "StreamReset", "left")
 SMALL = Limits(window=100, window_items=4, chunk=40, streams=2, message=1000)
-
-
-def move(source: Connection, target: Connection, now: float = 0.0) -> list[Event]:
-    events: list[Event] = []
-    while source.has_data:
-        events += target.receive_data(b"".join(source.data_to_send()), now)
-    return events
 
 
 def pair(limits: Limits = SMALL) -> tuple[Connection, Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from cores import move
 
 from smartipc.ipc.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
 from smartipc.ipc.protocol.connection import Connection
@@ -22,13 +23,6 @@ from smartipc.ipc.protocol.topics import WINDOW, WINDOW_BYTES, Unsettled
 from smartipc.ipc.wire import heads
 from smartipc.ipc.wire.frames import Kind, frame
 from smartipc.ipc.wire.limits import Limits
-
-
-def move(source: Connection, target: Connection, now: float = 0.0) -> list[Event]:
-    events: list[Event] = []
-    while source.has_data:
-        events += target.receive_data(b"".join(source.data_to_send()), now)
-    return events
 
 
 def pair(limits: Limits = Limits(), *, features: tuple[str, ...] | None = RELAYED) -> tuple[Connection, Connection]:
