@@ -422,6 +422,7 @@ class App:
                 self._announce(order)
             case Forget():
                 self.listing.forget(order.instance)
+                self.output.forget(order.instance)
                 self.said = {key: said for key, said in self.said.items() if key[0] != order.instance}
                 self.exit_times.pop(order.instance, None)
                 self.stacks.pop(order.instance, None)

@@ -213,7 +213,9 @@ class SignalName(Kind):
     def check(self, node: Node, path: str, problems: Problems) -> Any:
         if isinstance(node, Value) and isinstance(node.value, str):
             name = node.value if node.value.startswith("SIG") else f"SIG{node.value}"
-            if name in signal.Signals.__members__ and name not in ("SIGKILL", "SIGSTOP"):
+            if name in ("SIGKILL", "SIGSTOP"):
+                return self.wrong(node, path, problems, "nobody can act on it; to kill soon, shorten stop.timeout")
+            if name in signal.Signals.__members__:
                 return name
         known = [name.removeprefix("SIG") for name in signal.Signals.__members__]
         return self.wrong(node, path, problems, did_you_mean(str(getattr(node, "value", "")), known))

@@ -7,6 +7,9 @@ from smartipc.supervisor.configuration.problems import Place, Problems, did_you_
 from smartipc.supervisor.core.ordering import before, find_cycle
 from smartipc.supervisor.core.spec import AppSpec, GroupSpec
 
+ALL = ("is what commands call everything", "call it something else")
+"""What is wrong with a worker or a group of the name "all", and what to do."""
+
 
 def validate(spec: AppSpec, root: Mapping, problems: Problems, *, ordered: bool) -> None:
     """Add a problem for every rule that is broken; `ordered` tells that the dependencies form no cycle."""
@@ -34,6 +37,8 @@ def _members(group: GroupSpec, node: Mapping, spec: AppSpec, parents: dict[str, 
     members = inner.entries.get("members") if isinstance(inner, Mapping) else None
     workers = _names(spec)
     known = [*workers, *(other.name for other in spec.groups)]
+    if group.name == "all":
+        problems.add(node.keys["all"], "groups.all", *ALL)
     if group.name in workers:
         problems.add(node.keys[group.name], f"groups.{group.name}", "is the name of a worker, too", "rename one")
     if isinstance(inner, Mapping) and members is None:

@@ -24,6 +24,8 @@ def validate(spec: AppSpec, root: Mapping, problems: Problems) -> None:
     for worker in spec.workers:
         node = workers.entries[worker.name]
         assert isinstance(node, Mapping)
+        if worker.name == "all":
+            problems.add(workers.keys["all"], "workers.all", *groups.ALL)
         _kind(worker, node, workers.keys[worker.name], problems)
         _times(worker, node, problems)
         _recycling(worker, node, problems)

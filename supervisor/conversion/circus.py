@@ -95,7 +95,10 @@ def _plain(draft: Draft, block: Block, section: str, options: dict[str, str]) ->
             block.put(ours, _expanded(options.pop(theirs)))
     if "stop_signal" in options:
         signal = options.pop("stop_signal").upper().removeprefix("SIG")
-        block.put("stop.signal", _SIGNALS.get(signal, signal))
+        if signal in ("KILL", "9"):
+            block.note("stop_signal", signal, "SIGKILL follows after stop.timeout; shorten that")
+        else:
+            block.put("stop.signal", _SIGNALS.get(signal, signal))
     for theirs, ours in (("graceful_timeout", "stop.timeout"), ("max_age", "recycle.age")):
         if theirs in options:
             block.put(ours, f"{number(draft.source, section, theirs, options.pop(theirs))}s")

@@ -94,6 +94,8 @@ def _plain(draft: Draft, block: Block, section: str, name: str, options: dict[st
         block.put("user", options.pop("user"))
     if "umask" in options:
         block.put("umask", options.pop("umask"))
+    if options.get("stopsignal", "").upper().removeprefix("SIG") == "KILL":
+        block.note("stopsignal", options.pop("stopsignal"), "SIGKILL follows after stop.timeout; shorten that")
     if "stopsignal" in options:
         block.put("stop.signal", options.pop("stopsignal").upper().removeprefix("SIG"))
     if "stopwaitsecs" in options:

@@ -226,20 +226,24 @@ class Core:
             case _:
                 assert_never(fact)
 
-    def _order_up(self, ordered: Slot, now: float, cause: str = "ordered start") -> None:
+    def _bring_up(self, slot: Slot, now: float, cause: str) -> None:
+        """Start it as soon as its dependencies allow; it is not for us to start those."""
+        if slot.state == "stopping":
+            slot.then, slot.awaits = "restart", ""
+        elif slot.going_down:
+            slot.going_down = slot.going_down if slot.then == "restart" else ""
+            slot.awaits = ""
+        elif slot.state not in LIVING:
+            slot.automatic = False
+            if slot.state != "waiting":
+                self._lives.try_start(slot, now, cause)
+
+    def _order_up(self, ordered: Slot, now: float) -> None:
         """Start it, and what it waits for, and what that waits for."""
         todo, seen = [ordered], {ordered.instance}
         while todo:
             slot = todo.pop()
-            if slot.state == "stopping":
-                slot.then, slot.awaits = "restart", ""
-            elif slot.going_down:
-                slot.going_down = slot.going_down if slot.then == "restart" else ""
-                slot.awaits = ""
-            elif slot.state not in LIVING:
-                slot.automatic = False
-                if slot.state != "waiting":
-                    self._lives.try_start(slot, now, cause)
+            self._bring_up(slot, now, "ordered start")
             if slot.state in LIVING and slot.state != "stopping" and not slot.going_down:
                 continue
             needs = self._lives.ordering.blocking(slot.spec, self._lives.states())
@@ -308,7 +312,7 @@ class Core:
             if self._begun and slot.state == "stopped" and self._schedule.on_app_start(slot, now):
                 self._answers.settle(name, "up", "")
             elif self._begun:
-                self._order_up(slot, now, cause)
+                self._bring_up(slot, now, cause)
         if replaced:
             self._rollouts.begin(order, cause, replaced)
 

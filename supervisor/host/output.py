@@ -119,6 +119,10 @@ class Output:
         kept = self._tails.get(instance)
         return kept.newest(instance, lines, after, stream) if kept is not None else []
 
+    def forget(self, instance: str) -> None:
+        """Let go of the tail of an instance that is no more."""
+        self._tails.pop(instance, None)
+
     @property
     def seq(self) -> int:
         """The number of the newest line of all instances, 0 before the first."""

@@ -135,3 +135,13 @@ def test_an_app_started_with_closed_streams_writes_into_nothing_else(folder: Pat
         assert not lock.exists()
     finally:
         one.stop()
+
+
+def test_an_instance_that_comes_back_begins_with_an_empty_log(app: Callable[..., App]) -> None:
+    one = app("workers:\n  w: {command: [sh, -c, 'echo life $SMARTIPC_SLOT; exec sleep 1000'], instances: 2}\n")
+    said = "w:1: life 1"
+    wait_for(lambda: "life 1" in one.ctl("logs", "w:1").stdout, said)
+    assert one.ctl("scale", "w=1").returncode == 0
+    assert one.ctl("scale", "w=2").returncode == 0
+    wait_for(lambda: "life 1" in one.ctl("logs", "w:1").stdout, said)
+    assert one.ctl("logs", "w:1").stdout.count("life 1") == 1

@@ -178,3 +178,16 @@ def test_a_procfile_gets_a_shell_only_where_it_needs_one(tmp_path: Path) -> None
 def test_what_is_malformed_is_named_with_its_place(name: str, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         convert(name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "note"),
+    [
+        ("supervisord.conf", "[program:w]\ncommand=x\nstopsignal=KILL\n", "stopsignal = KILL: "),
+        ("circus.ini", "[watcher:w]\ncmd = x\nstop_signal = 9\n", "stop_signal = 9: "),
+    ],
+)
+def test_a_stop_by_kill_is_noted(name: str, text: str, note: str, tmp_path: Path) -> None:
+    _data, converted = loaded(name, text, tmp_path)
+    assert "stop:" not in converted
+    assert f"{note}SIGKILL follows after stop.timeout" in converted

@@ -380,6 +380,37 @@ def test_scaling_up_starts_what_is_new(desk) -> None:
     assert it.answers() == {7: {"a:2": "", "a:3": ""}}
 
 
+def test_scaling_up_starts_nothing_that_a_person_has_stopped(desk) -> None:
+    it = desk(worker("a"), worker("b", "a"))
+    it.begin()
+    it.ready("a:0", "b:0")
+    it.tell(StopOrdered(("a:0",), 6))
+    it.die("a:0", OK)
+    assert it.tell(ScaleOrdered((("b", 2),), 7))[:-1] == []
+    assert (it["a:0"].state, it["b:0"].state, it["b:1"].state) == ("stopped", "ready", "waiting")
+    assert it.answers()[7] == {"b:1": "it waits, but a:0 is stopped"}
+    assert it.tell(StartOrdered(("a:0",))) == [Spawn("a:0", 2)]
+    assert Spawn("b:1", 1) in it.ready("a:0")
+
+
+def test_what_a_changed_configuration_adds_leaves_the_backoff_of_what_it_needs_alone(desk) -> None:
+    it = desk(worker("a"))
+    it.begin()
+    it.ready("a:0")
+    it.die("a:0", BAD)
+    assert apply(it, worker("a"), worker("b", "a")) == []
+    assert (it["a:0"].state, it["b:0"].state) == ("backoff", "waiting")
+    assert it.wait(1) == [Spawn("a:0", 2)]
+    assert Spawn("b:0", 1) in it.ready("a:0")
+
+
+def test_what_is_added_together_waits_for_each_other_in_any_order(desk) -> None:
+    it = desk(worker("a"))
+    it.begin()
+    assert apply(it, worker("a"), worker("c", "b"), worker("b")) == [Spawn("b:0", 1)]
+    assert it.ready("b:0") == [Spawn("c:0", 1)]
+
+
 def test_scaling_down_removes_the_highest_and_touches_no_survivor(desk) -> None:
     it = pool(desk, 4)
     orders = it.tell(ScaleOrdered((("a", 2),), 7))

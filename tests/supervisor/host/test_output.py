@@ -77,6 +77,16 @@ def test_a_tail_is_bounded_in_lines_and_bytes() -> None:
     assert tail.newest("w:0", 5, 0, "stdout") == []
 
 
+def test_an_instance_that_is_no_more_leaves_no_tail() -> None:
+    output = Output()
+    for number in range(3):
+        output.mark(f"w:{number}", "began")
+    output.forget("w:1")
+    output.forget("w:1")
+    assert repr(output) == "<Output of 2 instances, 3 lines>"
+    assert (output.tail("w:1", lines=9), len(output.tail("w:2", lines=9))) == ([], 1)
+
+
 def test_a_slow_reader_loses_lines_and_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     read, write = os.pipe()
     sink = Sink(write)
