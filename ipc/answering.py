@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from smartipc.ipc.dispatch import Handler, Registry
+from smartipc.ipc.dispatch import ENDING, Handler, Registry
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.errors import FrameTooLarge, RequestCancelled, RequestTimeout, SmartIpcError
 from smartipc.ipc.wire.codec import UNFIT, append
@@ -44,11 +44,13 @@ class Answers:
         except FrameTooLarge as error:
             link.fail(ident, self._registry.fault(error, ()))
 
-    def failed(self, handler: Handler, link: Link, ident: int, error: Exception) -> None:
-        """Answer with what the handler raised."""
+    def failed(self, handler: Handler, link: Link, ident: int, error: BaseException) -> None:
+        """Answer with what the handler raised, and raise on what ends the program: its caller shall know."""
         if not isinstance(error, handler.errors):
             log.debug("handler of %s raised", handler.name, exc_info=error)
         link.fail(ident, self._registry.failed(error, handler.errors))
+        if isinstance(error, ENDING):
+            raise error
 
     def cancelled(self, handler: Handler, link: Link, ident: int) -> None:
         """Answer for a handler that cancelled itself."""

@@ -130,7 +130,7 @@ class Rows:
                 except asyncio.CancelledError:
                     self._answers.cancelled(handler, link, ident)
                     continue
-                except Exception as error:  # the boundary of the user's handler
+                except BaseException as error:
                     self._answers.failed(handler, link, ident, error)
                     continue
                 if not (replies.room and (wanted is None or type(value) is wanted) and replies.add(ident, value)):

@@ -16,8 +16,8 @@ import msgspec
 
 from smartipc.ipc import signatures
 from smartipc.ipc.contracts import DEFAULT_TIMEOUT, Channel, Method, Stream, Topic, misuse
-from smartipc.ipc.errors import CallError, InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
-from smartipc.ipc.flows import FlowHandler, flow_handler, is_generator, place_of, wants_a_message
+from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, NoSuchMethod, RequestTimeout
+from smartipc.ipc.flows import FlowHandler, fault_of_handler, flow_handler, is_generator, place_of, wants_a_message
 from smartipc.ipc.message import IpcMessage, Peer, epoch
 from smartipc.ipc.protocol.events import NotifyReceived, RequestReceived
 from smartipc.ipc.protocol.handshake import Identity
@@ -25,6 +25,9 @@ from smartipc.ipc.tracing import TRACE_HEADER, trace_of
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
 from smartipc.ipc.wire.heads import Fault
+
+ENDING = (KeyboardInterrupt, SystemExit)
+"""What ends a program, whoever raises it. Whatever else a handler of an async worker raises stays its own affair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +180,8 @@ class Registry:
         return encoded
 
     def failed(self, error: BaseException, declared: tuple[type[BaseException], ...]) -> Fault:
-        """Describe what a handler raised. It ran, whatever became of the calls that it made itself."""
-        fault = self.fault(error, declared)
-        if isinstance(error, CallError):
-            return msgspec.structs.replace(fault, processed=2, retryable=False)
-        return fault
+        """Describe what a handler raised."""
+        return fault_of_handler(error, self._instance, declared)
 
     def fault(self, error: BaseException, declared: tuple[type[BaseException], ...]) -> Fault:
         """Describe an error for a caller of the same user, who may see tracebacks."""

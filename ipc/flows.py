@@ -12,14 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from smartipc.ipc.contracts import Channel, Stream, misuse
 from smartipc.ipc.errors import (
+    CallError,
     ConnectionLost,
     EndOfStream,
     InvalidPayload,
     LocalProtocolError,
     RemoteError,
     RequestCancelled,
+    SmartIpcError,
     StreamReset,
 )
 from smartipc.ipc.message import IpcMessage, epoch
@@ -271,8 +275,16 @@ class Reception(Generic[T]):
 
 
 def fault_of_handler(error: BaseException, instance: str, errors: tuple[type[BaseException], ...]) -> Fault:
-    """Describe what a stream or channel function raised."""
-    return fault_of(error, instance=instance, expose_traceback=True, declared=errors)
+    """Describe what a handler raised. It ran, whatever became of the calls that it made itself."""
+    fault = fault_of(error, instance=instance, expose_traceback=True, declared=errors)
+    if isinstance(error, CallError):
+        return msgspec.structs.replace(fault, processed=2, retryable=False)
+    return fault
+
+
+def fault_of_opening(error: SmartIpcError, instance: str) -> Fault:
+    """Describe why a stream's or channel's handler was not called."""
+    return fault_of(error, instance=instance, expose_traceback=True)
 
 
 def cancelled(name: str, instance: str) -> Fault:

@@ -15,15 +15,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from smartipc.ipc import control
+from smartipc.ipc.cancelling import is_being_cancelled
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
+from smartipc.ipc.dispatch import ENDING
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import apart
 from smartipc.ipc.drivers.inheritance import REASON, in_child
-from smartipc.ipc.errors import (
-    InvalidPayload,
-    LocalProtocolError,
-)
+from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
 from smartipc.ipc.links import instance_name
 from smartipc.ipc.message import NO_HEADERS, IpcMessage
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
@@ -148,7 +147,7 @@ class Messages(Generic[T]):
         for payload in apart(event, link):
             self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
 
-    def letter_of(self, message: IpcMessage[Any] | None, error: Exception) -> dict[str, Any]:
+    def letter_of(self, message: IpcMessage[Any] | None, error: BaseException) -> dict[str, Any]:
         """Describe a message whose subscriber failed, or that did not fit, as a dead letter."""
         return self._inbox.letter_of(message, error)
 
@@ -258,15 +257,24 @@ async def deliver(
     """Feed a `@ipc.subscriber` function for as long as its subscription lasts; a failure becomes a dead letter."""
     async with messages:
         while True:
-            message: IpcMessage[Any] | None = None
             try:
                 message = await anext(messages)
+            except StopAsyncIteration:
+                return
+            except (InvalidPayload, SlowConsumer) as error:
+                log.exception("subscriber of %r not called", messages)
+                if letters is not None and isinstance(error, InvalidPayload):
+                    letters.add(**messages.letter_of(None, error), worker=worker)
+                continue
+            try:
                 result = function(message.payload, message) if wants_message else function(message.payload)
                 if isinstance(result, Awaitable):
                     await result
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # the boundary of the user's subscriber
+            except GeneratorExit:  # nothing runs any more
+                raise
+            except BaseException as error:
                 log.exception("subscriber of %r raised", messages)
-                if letters is not None and (message is not None or isinstance(error, InvalidPayload)):
+                if letters is not None:
                     letters.add(**messages.letter_of(message, error), worker=worker)
+                if isinstance(error, ENDING) or is_being_cancelled():
+                    raise

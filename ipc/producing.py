@@ -16,7 +16,7 @@ from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import refuse_open
 from smartipc.ipc.ends import admitted, served
 from smartipc.ipc.errors import SmartIpcError
-from smartipc.ipc.flows import FlowHandler, Reception, fault_of_handler
+from smartipc.ipc.flows import FlowHandler, Reception, fault_of_opening
 from smartipc.ipc.protocol.events import OpenReceived, StreamEvent
 from smartipc.ipc.streaming import AsyncEnd, IpcChannel
 from smartipc.ipc.tracing import handling
@@ -65,7 +65,7 @@ class StreamServer:
             try:
                 arguments = handler.arguments(event, link.peer)
             except SmartIpcError as error:
-                refuse_open(link, event, fault_of_handler(error, self._instance, ()))
+                refuse_open(link, event, fault_of_opening(error, self._instance))
                 return
         reception: Reception[Any] = Reception(handler.receives, name=handler.name, duplex=handler.duplex)
         kind: type[AsyncEnd] = IpcChannel if handler.duplex else _Producer

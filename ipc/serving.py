@@ -16,8 +16,9 @@ from typing import Any
 from smartipc.ipc import links, tracing
 from smartipc.ipc.answering import Answers
 from smartipc.ipc.batches import Rows
+from smartipc.ipc.cancelling import is_being_cancelled
 from smartipc.ipc.control import Launch
-from smartipc.ipc.dispatch import Handler, Registry, again
+from smartipc.ipc.dispatch import ENDING, Handler, Registry, again
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import LinkHost, apart, requests_of
 from smartipc.ipc.errors import InvalidPayload, Overloaded, PermissionDenied
@@ -226,7 +227,7 @@ class Server:
         except asyncio.CancelledError:
             self._answers.cancelled(handler, link, event.id)
             return
-        except Exception as error:  # the boundary of the user's handler
+        except BaseException as error:
             self._answers.failed(handler, link, event.id, error)
             return
         finally:
@@ -252,7 +253,7 @@ class Server:
                     value = handler.function(*arguments)
                 except asyncio.CancelledError:
                     self._answers.cancelled(handler, link, event.id)
-                except Exception as error:  # the boundary of the user's handler
+                except BaseException as error:
                     self._answers.failed(handler, link, event.id, error)
                 else:
                     self._answers.reply(handler, link, event.id, value)
@@ -266,10 +267,11 @@ class Server:
         except asyncio.CancelledError:
             # Either the caller gave up, and drops this, or the handler cancelled itself: never leave it unanswered.
             self._answers.cancelled(handler, link, ident)
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if is_being_cancelled():
                 raise
-        except Exception as error:  # the boundary of the user's handler
+        except GeneratorExit:  # nothing runs any more
+            raise
+        except BaseException as error:
             self._answers.failed(handler, link, ident, error)
         else:
             self._answers.reply(handler, link, ident, value)
@@ -301,7 +303,7 @@ class Server:
                 self._keep(self._one_way(handler, link, event, arguments, 1))
             else:
                 handler.function(*arguments)
-        except (Exception, asyncio.CancelledError) as error:  # the boundary of the user's handler
+        except BaseException as error:
             self._failed_one_way(handler, link, event, arguments, error)
         finally:
             tracing.current.reset(handled)
@@ -324,7 +326,7 @@ class Server:
             for payload in payloads:
                 try:
                     function(payload)
-                except (Exception, asyncio.CancelledError) as error:  # the boundary of the user's handler
+                except BaseException as error:
                     single = NotifyReceived(event.method, codec.encode(payload), None, event.received_at)
                     self._failed_one_way(handler, link, single, (payload,), error)
         finally:
@@ -334,28 +336,42 @@ class Server:
         self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], error: BaseException
     ) -> None:
         """Try a plain handler again a little later if that is safe; else give the message up."""
-        if handler.idempotent:
+        if handler.idempotent and not isinstance(error, ENDING):
             self._keep(self._one_way(handler, link, event, arguments, 2))
         else:
-            log.error("handler of one-way message %s raised", handler.name, exc_info=error)
-            self._undelivered.failed(link.peer, event, error, 1)
+            self._give_up(handler, link, event, error, 1)
+
+    def _give_up(
+        self, handler: Handler, link: Link, event: NotifyReceived, error: BaseException, attempts_made: int
+    ) -> None:
+        log.error("handler of one-way message %s raised", handler.name, exc_info=error)
+        self._undelivered.failed(link.peer, event, error, attempts_made)
+        if isinstance(error, ENDING):
+            raise error
 
     async def _one_way(
         self, handler: Handler, link: Link, event: NotifyReceived, arguments: tuple[Any, ...], attempt: int
     ) -> None:
+        """Run a handler until it succeeds, within reason; the end of the worker is one of its failures."""
+        begun = attempt - 1
         while True:
-            if attempt > 1:
-                await asyncio.sleep(attempts.pause(attempt - 1, random.random()))  # noqa: S311 - jitter
             try:
+                if attempt > 1:
+                    await asyncio.sleep(attempts.pause(attempt - 1, random.random()))  # noqa: S311 - jitter
+                begun = attempt
                 result = handler.function(*again(arguments, attempt))
                 if handler.is_async:
                     await result
-            except Exception as error:  # the boundary of the user's handler
-                if handler.idempotent and attempt < attempts.ATTEMPTS:
+            except GeneratorExit:  # nothing runs any more
+                raise
+            except BaseException as error:
+                cancelled = isinstance(error, asyncio.CancelledError) and is_being_cancelled()
+                if handler.idempotent and attempt < attempts.ATTEMPTS and not (cancelled or isinstance(error, ENDING)):
                     attempt += 1
                     continue
-                log.exception("handler of one-way message %s raised", handler.name)
-                self._undelivered.failed(link.peer, event, error, attempt)
+                self._give_up(handler, link, event, error, begun)
+                if cancelled:
+                    raise
             return
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:

@@ -20,6 +20,7 @@ from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.attachments import size_of
+from smartipc.ipc.wire.text import sentence_of
 
 log = logging.getLogger("smartipc.topics")
 
@@ -200,7 +201,7 @@ class Inbox:
         """Count one message of that link as dealt with; return the count to acknowledge now, or None."""
         return self._settle(self._origin(link), 0)
 
-    def letter_of(self, message: IpcMessage[Any] | None, error: Exception) -> dict[str, Any]:
+    def letter_of(self, message: IpcMessage[Any] | None, error: BaseException) -> dict[str, Any]:
         """Describe a message whose subscriber failed, or the last one that did not fit, as a dead letter."""
         if message is not None:
             topic, payload, sender, tried = message.topic, codec.encode(message.payload), message.sender, 1
@@ -212,7 +213,7 @@ class Inbox:
             "address": topic,
             "payload": payload,
             "sender": sender,
-            "reason": f"{type(error).__name__}: {error}",
+            "reason": f"{type(error).__name__}: {sentence_of(error)}",
             "attempts": tried,
             "pattern": self.pattern,
         }

@@ -7,7 +7,7 @@ import logging
 from smartipc.ipc.protocol.events import NotifyReceived
 from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.resilience.dead_letters import DeadLetters
-from smartipc.ipc.wire.text import shown
+from smartipc.ipc.wire.text import sentence_of, shown
 
 log = logging.getLogger("smartipc.serving")
 
@@ -34,7 +34,9 @@ class Undelivered:
 
     def failed(self, peer: Identity | None, event: NotifyReceived, error: BaseException, attempts: int) -> None:
         """Keep a message whose handler raised, `attempts` times in all."""
-        self._keep(peer.name if peer is not None else "", event, f"{type(error).__name__}: {error}", attempts)
+        self._keep(
+            peer.name if peer is not None else "", event, f"{type(error).__name__}: {sentence_of(error)}", attempts
+        )
 
     def _keep(self, sender: str, event: NotifyReceived, reason: str, attempts: int) -> None:
         if self._letters is not None:

@@ -17,7 +17,7 @@ from smartipc.ipc.dispatch import Registry
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.ends import admitted, served
 from smartipc.ipc.errors import SmartIpcError
-from smartipc.ipc.flows import FlowHandler, Reception, cancelled, encode_item, fault_of_handler
+from smartipc.ipc.flows import FlowHandler, Reception, cancelled, encode_item, fault_of_handler, fault_of_opening
 from smartipc.ipc.protocol.events import OpenReceived, StreamEvent
 from smartipc.ipc.sync.streaming import BlockingEnd, IpcChannel, Waits
 from smartipc.ipc.tracing import handling
@@ -108,7 +108,7 @@ class StreamServer:
         try:
             arguments = producer.handler.arguments(event, link.peer)
         except SmartIpcError as error:
-            producer.fail(fault_of_handler(error, self._instance, ()))
+            producer.fail(fault_of_opening(error, self._instance))
             producer.released()
             return
         producer.accept()

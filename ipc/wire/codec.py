@@ -15,6 +15,7 @@ import msgspec
 from smartipc.ipc.errors import InvalidPayload
 from smartipc.ipc.wire.attachments import Payload, payload
 from smartipc.ipc.wire.depth import MAX_DEPTH, SHALLOW, is_open_ended, too_deep
+from smartipc.ipc.wire.text import sentence_of
 
 
 class _HasBuffers(Exception):  # noqa: N818 - a turn of the way, not an error
@@ -61,6 +62,8 @@ def encode(value: Any, *, method: str | None = None) -> bytes:
             return _encode_buffers(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidPayload("$", str(error), method=method, processed="no") from error
+    except Exception as error:  # the value's own code, or a field that was never set
+        raise InvalidPayload("$", _raised(error), method=method, processed="no") from error
 
 
 def _encode_buffers(value: Any) -> bytes:
@@ -84,8 +87,8 @@ append = _encoder.encode_into
 """Called as `append(value, buffer, -1)`: append `value` as MessagePack, or raise one of UNFIT: then a part may
 have been appended. The encoder's own function: one more call for each message of a burst is a twelfth of its time."""
 
-UNFIT = (TypeError, ValueError, OverflowError, RecursionError, _HasBuffers)
-"""What `append` raises for a value that has no plain form."""
+UNFIT = Exception
+"""What `append` raises for a value that has no plain form, or whose own code fails; `encode` knows why."""
 
 
 def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
@@ -140,6 +143,12 @@ def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) 
         raise InvalidPayload(path, reason, method=method) from error
     except RecursionError as error:
         raise InvalidPayload("$", "nested too deep", method=method) from error
+    except Exception as error:  # the type's own code, such as a __post_init__: a peer's values must not break us
+        raise InvalidPayload("$", _raised(error), method=method) from error
+
+
+def _raised(error: Exception) -> str:
+    return f"{type(error).__name__}: {sentence_of(error)}"
 
 
 def _too_deep(data: bytes | memoryview, wanted: Any) -> bool:
@@ -164,7 +173,7 @@ def decode_all(data: bytes, wanted: Any) -> list[Any] | None:
         return None
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _HasBuffers):
+    except Exception:  # the types' own code may raise anything; `decode` says of each payload what is wrong
         return None
 
 

@@ -14,6 +14,7 @@ from smartipc.ipc import errors
 from smartipc.ipc.errors import Processed
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.heads import Fault
+from smartipc.ipc.wire.text import sentence_of
 
 _PROCESSED: tuple[Processed, Processed, Processed] = ("no", "maybe", "yes")
 _NUMBER = {"no": 0, "maybe": 1, "yes": 2}
@@ -60,7 +61,7 @@ def fault_of(
                 return Fault(
                     DECLARED,
                     cls.__name__,
-                    str(error),
+                    sentence_of(error),
                     processed=2,
                     instance=instance,
                     type=cls.__name__,
@@ -73,7 +74,7 @@ def fault_of(
         return Fault(
             code,
             type(error).__name__,
-            str(error),
+            sentence_of(error),
             retryable=error.retryable,
             processed=_NUMBER[error.processed],
             retry_after_ms=int(1000 * getattr(error, "retry_after", 0)),
@@ -88,7 +89,7 @@ def fault_of(
     if expose_traceback and error.__traceback__ is not None:
         text = "".join(traceback.format_exception(error))
     name = type(error).__name__
-    return Fault(2, "RemoteError", str(error), processed=2, instance=instance, type=name, traceback=text)
+    return Fault(2, "RemoteError", sentence_of(error), processed=2, instance=instance, type=name, traceback=text)
 
 
 def error_of(

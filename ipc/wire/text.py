@@ -41,6 +41,14 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def sentence_of(error: BaseException) -> str:
+    """Return what an exception says, whatever its class does when it is asked."""
+    try:
+        return str(error)
+    except Exception as failure:  # somebody's `__str__`; the error itself must still be told
+        return f"(its __str__ raised {type(failure).__name__})"
+
+
 def discreet(message: str) -> str:
     """Return the message of an error as far as a less trusted peer may read it: its first line, without values.
 

@@ -97,3 +97,21 @@ def test_deep_values_are_refused() -> None:
 def test_plain_forms() -> None:
     assert codec.to_builtins(Pair(1, Point(2))) == {"left": 1, "right": {"x": 2, "tags": []}}
     assert codec.plain(codec.EMPTY) is None
+
+
+class Picky(msgspec.Struct):
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number == 5:
+            raise KeyError(self.number)
+
+
+def test_what_a_types_own_code_raises_is_an_invalid_payload() -> None:
+    with pytest.raises(InvalidPayload, match="KeyError: 5"):
+        codec.decode(codec.encode({"number": 5}), Picky)
+    assert codec.decode_all(codec.encode([{"number": 5}]), Picky) is None
+    unset = Picky(1)
+    del unset.number
+    with pytest.raises(InvalidPayload, match=r"AttributeError: .* is unset"):
+        codec.encode(unset)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from smartipc.ipc.wire.text import discreet, one_line, shown
+from smartipc.ipc.wire.text import discreet, one_line, sentence_of, shown
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,12 @@ def test_one_line_is_shown_and_not_obeyed() -> None:
     assert one_line("as it is,\tgrüße 🙂 ") == "as it is,\tgrüße 🙂 "
     assert one_line("a\nb\r\x1b[2J\x07\x9b\x7f\u202e\u2028") == "a\\nb\\r\\x1b[2J\\x07\\x9b\\x7f\\u202e\\u2028"
     assert len(one_line("x" * 10_000)) == 10_000
+
+
+def test_an_error_without_words_says_so() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert sentence_of(ValueError("as it says")) == "as it says"
+    assert sentence_of(Mute()) == "(its __str__ raised ValueError)"
