@@ -168,6 +168,11 @@ class Registry:
 
     def reply(self, handler: Handler, value: Any) -> bytes | Fault:
         """Encode what the handler returned, checked against its contract."""
+        if type(value) is handler.reply:
+            try:
+                return codec.encode_plain(value)
+            except codec.UNFIT:
+                pass
         try:
             encoded = codec.encode(value, method=handler.name)
             if type(value) is handler.reply:

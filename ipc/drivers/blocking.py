@@ -209,22 +209,38 @@ class Link:
         """
         return self.finish(self.begin(method, payload, timeout=timeout, headers=headers, attempt=attempt))
 
-    def ask(self, method: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None) -> bytes:
+    def ask(
+        self,
+        method: str,
+        payload: bytes,
+        *,
+        timeout: float,
+        headers: dict[str, str] | None = None,
+        now: float | None = None,
+    ) -> bytes:
         """Send a request and wait as `call` does, the short way: nobody else reads, and the answer is all that comes.
 
-        Whatever else happens is left to `finish`.
+        Whatever else happens is left to `finish`. `now` is the monotonic time, if the caller has just looked.
         """
-        turns = self._turns
+        if now is None:
+            now = time.monotonic()
         if self._asking is not None and not self._said and headers is None and timeout >= _LONGEST_WAIT:
             try:
-                asked = self._asking.ask(method, payload, timeout)
+                asked = self._asking.ask(method, payload, timeout, now)
             except FrameTooLarge:
                 raise
             except BaseException:
                 self.abandon()
                 raise
             if asked is not None:
-                return asked[1] if asked[1] is not None else self.finish(asked[0])
+                ident, answer = asked
+                return self.finish(ident) if answer is None else answer
+        return self._ask_by_stream(method, payload, now, timeout=timeout, headers=headers)
+
+    def _ask_by_stream(
+        self, method: str, payload: bytes, now: float, *, timeout: float, headers: dict[str, str] | None
+    ) -> bytes:
+        turns = self._turns
         if (
             headers is not None
             or timeout < _LONGEST_WAIT
@@ -236,7 +252,6 @@ class Link:
             return self.call(method, payload, timeout=timeout, headers=headers)
         ident, whole, answer = 0, False, None
         try:
-            now = time.monotonic()
             with self._lock:
                 if not (self._unsent or self._buffers_due or self._events):
                     begun = self._straight.request(method, payload, now, timeout)

@@ -65,53 +65,60 @@ class AskingEnd:
         self.hatch = hatch
         self._link = link
         self._straight = link.connection.straight
+        self._tally = link.connection.tally
+        self._state = hatch.view_state()
         self._lock = lock
         self._results = results
         self._pending = pending
-        self._busy = threading.Lock()
+        self.busy = False
+        """Whether a request is on its way by it. Set under the lock."""
         self._given_up = False
         """Whether the server may be reading a request that we gave up: not until it was seen to leave."""
 
     def __repr__(self) -> str:
         return f"<AskingEnd of {self.hatch!r}>"
 
-    def ask(self, method: str, payload: bytes, timeout: float) -> tuple[int, bytes | None] | None:
+    def ask(self, method: str, payload: bytes, timeout: float, now: float) -> tuple[int, bytes | None] | None:
         """Hand a request over and wait; return its id and its answer, or no answer: then the link's `finish` knows.
 
-        None if it cannot go by the hatch; then nothing has happened. An exception that interrupts it leaves the call
-        in an unknown state.
+        None if it cannot go by the hatch; then nothing has happened. An exception that interrupts it leaves the call,
+        and the hatch, in an unknown state: the link must end.
 
         Raises:
             FrameTooLarge: the method's name exceeds a limit; nothing has happened.
         """
-        hatch, results = self.hatch, self._results
-        if self._given_up and hatch.state == SHUT:
-            self._given_up = False
-        if hatch.state != OPEN or len(payload) + 4 * len(method) > _LARGEST or not self._busy.acquire(False):
-            return None
-        try:
+        hatch = self.hatch
+        if self._state[0] != OPEN or len(payload) + 4 * len(method) > _LARGEST:
             if self._given_up:
+                self._look_for_leaving()
+            return None
+        with self._lock:
+            if self.busy or self._given_up:
                 return None
-            now = time.monotonic()
+            begun = self._straight.request(method, payload, now, timeout)
+            if begun is None:
+                return None
+            ident, frame = begun
+            self._results[ident] = self._pending
+            self.busy = True
+        hatch.post(frame)
+        data = hatch.collect(_FIRST)
+        if data:
+            now = time.monotonic() if ident == self._tally.timed else now
             with self._lock:
-                begun = self._straight.request(method, payload, now, timeout)
-                if begun is None:
-                    return None
-                ident, frame = begun
-                results[ident] = self._pending
-            hatch.post(frame)
-            data = hatch.collect(_FIRST)
-            if data:
-                now = time.monotonic()
-                with self._lock:
-                    answer = self._straight.answered(ident, data, now)
-                    if answer is not None:
-                        del results[ident]
-                        return begun[0], answer
-            self._stay(ident, frame, data)
-            return ident, None
-        finally:
-            self._busy.release()
+                answer = self._straight.answered(ident, data, now)
+                if answer is not None:
+                    del self._results[ident]
+                    self.busy = False
+                    return ident, answer
+        self._stay(ident, frame, data)
+        return ident, None
+
+    def _look_for_leaving(self) -> None:
+        """Take the hatch up again if the server has left it since we gave a request up."""
+        with self._lock:  # else another thread could give up the next one between our look and what we conclude
+            if self.hatch.state == SHUT:
+                self._given_up = False
 
     def _stay(self, ident: int, frame: bytes, data: bytes | None) -> None:
         """Wait on until the call has ended, the link is over, or the request went by the stream."""
@@ -133,7 +140,10 @@ class AskingEnd:
                     left = _SLICE if timer is None else min(_SLICE, timer - time.monotonic())
                     data = hatch.collect(max(0.0, left))
         finally:
-            self._given_up = not hatch.withdraw() and hatch.give_up()
+            given_up = not hatch.withdraw() and hatch.give_up()
+            with self._lock:
+                self._given_up = given_up
+                self.busy = False
             if before is None:
                 link.watchers.pop(me, None)
             else:

@@ -115,20 +115,22 @@ class Straight:
         return ident, HEADER.pack(len(head) + size, _REQUEST, 0, len(head), ident) + head + payload
 
     def answered(self, ident: int, data: bytes, now: float) -> bytes | None:
-        """Take what was read, if it is the answer to our request `ident` and nothing else; return its payload."""
+        """Take what was read, if it is the answer to our request `ident` and nothing else; return its payload.
+
+        The time is looked at only for the request that the tally times.
+        """
         size = len(data) - HEADER_SIZE
-        incoming, pending = self._in, self._calls.pending
+        incoming = self._in
         if (
             not 0 <= size <= self._small
             or HEADER.unpack_from(data) != (size, _RESPONSE, 0, 0, ident)
-            or ident not in pending
             or not self.open
             or incoming.offset != len(incoming.data)
             or self._halves
             or self._batches
+            or self._calls.pending.pop(ident, None) is None
         ):
             return None
-        del pending[ident]
         self.received += len(data)
         if ident == self._tally.timed:
             self._tally.answered(now)

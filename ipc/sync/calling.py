@@ -232,10 +232,13 @@ class Caller(QuietHost):
         if link.closed or link.broken:
             return LONG
         name, timeout = method.name, method.timeout
-        encoded = codec.encode(payload, method=name)
+        try:
+            encoded = codec.encode_plain(payload)
+        except codec.UNFIT:
+            encoded = codec.encode(payload, method=name)
         began = time.monotonic()
         try:
-            reply = link.ask(name, encoded, timeout=timeout)
+            reply = link.ask(name, encoded, timeout=timeout, now=began)
         except (RemoteFault, RequestTimeout, ConnectionLost) as error:
             call = Call(name, encoded, timeout=timeout, idempotent=method.idempotent, declared=method.errors)
             call.deadline = began + timeout

@@ -289,6 +289,7 @@ class Server(QuietHost):
         assert end is not None
         known = directory.state  # with another one the gate may be shut
         looked = before = 0.0 if asked is None else asked[4]
+        turned = self._port.turned
         try:
             self._hatch = end.hatch
             end.hatch.open()
@@ -296,11 +297,11 @@ class Server(QuietHost):
                 before = asked[4]
                 self.work.run_at_once(link, asked)
                 asked = None
-                self._port.turned()
                 if queue or done() or link.stuck or directory.state is not known:
                     return
                 if before - looked > _SOON:
                     looked = before
+                    turned()
                     self.before_sleep()
                     self._turn_as_leader(0.0)
                     if queue:
@@ -309,6 +310,7 @@ class Server(QuietHost):
             if asked is not None:
                 self.work.run_at_once(link, asked)
         finally:
+            turned()
             self._streak = 0
             self._hatch = None
             if self._pid == os.getpid():  # a handler may fork, and the child come by here

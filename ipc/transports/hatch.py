@@ -13,7 +13,10 @@ takes back what lies in a hatch that is shut (`withdraw`), to send it by the str
 asking side hangs out a sign before it looks whether the hatch is shut, and the answering side opens it before it looks
 for the sign, so one of them sees what the other did and keeps its hands off. A place is only filled when it is empty.
 Between a store here and the next load of what the other side stores lies a semaphore operation or a lock, which are
-memory barriers.
+memory barriers. A frame is stored before its length, and the length before the semaphore is posted.
+
+The order of loads and stores in every member is what the argument rests on: a test goes through all interleavings of a
+model of them, and holds the model against what is here.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import os
 import re
 import secrets
 import stat
-import struct
 import sys
 import threading
 import time
@@ -38,13 +40,13 @@ _STATES = {SHUT: "shut", OPEN: "open", LEAVING: "leaving"}
 ROOM = 2048
 """Bytes of the largest frame."""
 _SIZE = 2 * 4096
-_ASKED = 16
-_ANSWERED = 4096
 _STATE = 0
 _SIGN = 8
 """Not 0 while the asking side takes its request back."""
-_WORD = struct.Struct("<I")
-_HEAD = _WORD.size
+_ASKED, _ANSWERED = 16 + 4, 4096 + 4
+"""Where the frames lie."""
+_ASKED_SIZE, _ANSWERED_SIZE = 16 // 4, 4096 // 4
+"""Words that hold their sizes, 0 for an empty place. Each is aligned, and read and written as a whole."""
 _RINGS = 64
 """Calls that are forgotten at a time when the hatch is shut; more of them do no harm."""
 _NAME = re.compile(r"smartipc-([0-9]+)-[0-9a-f]{16}\Z")
@@ -73,11 +75,12 @@ def available() -> bool:
 class Hatch:
     """One end. Made by `create` on the asking side, by `join` on the answering one."""
 
-    __slots__ = ("_barrier", "_memory", "_mine", "_theirs", "name")
+    __slots__ = ("_barrier", "_memory", "_mine", "_theirs", "_words", "name")
 
     def __init__(self, name: str, memory: mmap.mmap, mine: Any, theirs: Any) -> None:
         self.name = name
         self._memory = memory
+        self._words = memoryview(memory).cast("I")
         self._mine = mine
         self._theirs = theirs
         self._barrier = threading.Lock()
@@ -144,23 +147,26 @@ class Hatch:
         state: int = self._memory[_STATE]
         return state
 
+    def view_state(self) -> memoryview:
+        """Return a view whose only item is the state, for whoever looks at it before each request."""
+        return memoryview(self._memory)[_STATE : _STATE + 1]
+
     def post(self, frame: bytes) -> None:
         """Put a request there. The one before must have been taken or withdrawn; see also `give_up`."""
-        memory = self._memory
-        end = _ASKED + _HEAD + len(frame)
-        memory[_ASKED + _HEAD : end] = frame
-        _WORD.pack_into(memory, _ASKED, len(frame))
+        size = len(frame)
+        self._memory[_ASKED : _ASKED + size] = frame
+        self._words[_ASKED_SIZE] = size
         self._theirs.release()
 
     def withdraw(self) -> bool:
         """Take back what was posted, if nobody has taken it, and nobody can: the hatch is shut."""
-        memory = self._memory
+        memory, words = self._memory, self._words
         memory[_SIGN] = 1
         with self._barrier:
             shut = memory[_STATE] == SHUT
-        lies: bool = _WORD.unpack_from(memory, _ASKED)[0] > 0
+        lies = words[_ASKED_SIZE] > 0
         if lies and shut:
-            _WORD.pack_into(memory, _ASKED, 0)
+            words[_ASKED_SIZE] = 0
         memory[_SIGN] = 0
         if lies and not shut:
             self.beckon()  # who stands there may have seen the sign, and passed over it
@@ -168,15 +174,22 @@ class Hatch:
 
     def give_up(self) -> bool:
         """Take away what was posted, whoever may have it; return whether the place may be read until it is shut."""
-        lies: bool = _WORD.unpack_from(self._memory, _ASKED)[0] > 0
-        _WORD.pack_into(self._memory, _ASKED, 0)
+        words = self._words
+        lies = words[_ASKED_SIZE] > 0
+        words[_ASKED_SIZE] = 0
         return lies
 
     def collect(self, seconds: float) -> bytes | None:
         """Wait for an answer; b"" is a call to look at the stream, None that nothing came in time."""
         if not self._mine.acquire(True, seconds):
             return None
-        return self._lift(_ANSWERED)
+        words = self._words
+        size = words[_ANSWERED_SIZE]
+        if size > ROOM:  # noqa: PLR1730 - it is the peer's to write; a call of `min` takes as long as the rest
+            size = ROOM
+        frame = self._memory[_ANSWERED : _ANSWERED + size]
+        words[_ANSWERED_SIZE] = 0
+        return frame
 
     # the answering side
 
@@ -191,22 +204,22 @@ class Hatch:
         for _ in range(_RINGS):
             if not self._mine.acquire(False):
                 break
-        last = self._lift_asked()
+        last = self._look()
         self._memory[_STATE] = SHUT
         return last
 
     def take(self, seconds: float) -> bytes:
         """Wait for a request; b"" if none came in time."""
-        return self._lift_asked() if self._mine.acquire(True, seconds) else b""
+        return self._look() if self._mine.acquire(True, seconds) else b""
 
     def answer(self, frame: bytes) -> bool:
         """Put an answer there, if the one before has been taken."""
-        memory = self._memory
-        if _WORD.unpack_from(memory, _ANSWERED)[0]:
+        words = self._words
+        if words[_ANSWERED_SIZE]:
             return False  # of a call that was given up; its asker may be reading it
-        end = _ANSWERED + _HEAD + len(frame)
-        memory[_ANSWERED + _HEAD : end] = frame
-        _WORD.pack_into(memory, _ANSWERED, len(frame))
+        size = len(frame)
+        self._memory[_ANSWERED : _ANSWERED + size] = frame
+        words[_ANSWERED_SIZE] = size
         self._theirs.release()
         return True
 
@@ -218,15 +231,17 @@ class Hatch:
         """Make a thread of this side look at the stream. Called in any thread."""
         _ring(self._mine)
 
-    def _lift_asked(self) -> bytes:
-        return b"" if self._memory[_SIGN] else self._lift(_ASKED)
-
-    def _lift(self, at: int) -> bytes:
-        """Take the frame at a place, b"" for none. Its length is the peer's to write, so it is bounded here."""
+    def _look(self) -> bytes:
+        """Take the request, b"" for none."""
         memory = self._memory
-        begin = at + _HEAD
-        frame = memory[begin : begin + min(_WORD.unpack_from(memory, at)[0], ROOM)]
-        _WORD.pack_into(memory, at, 0)
+        if memory[_SIGN]:
+            return b""  # it may be taken back; whoever does and finds us here calls us again
+        words = self._words
+        size = words[_ASKED_SIZE]
+        if size > ROOM:  # noqa: PLR1730 - as in `collect`
+            size = ROOM
+        frame = memory[_ASKED : _ASKED + size]
+        words[_ASKED_SIZE] = 0
         return frame
 
 

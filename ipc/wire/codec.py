@@ -83,12 +83,16 @@ def self_contained(encoded: bytes) -> bytes:
     return msgspec.msgpack.Encoder(enc_hook=Collector(threshold=None)).encode(plain(encoded))
 
 
+encode_plain = _encoder.encode
+"""Return a value as MessagePack, or raise one of UNFIT: then `encode` knows what to do, or what is wrong with it."""
+
 append = _encoder.encode_into
 """Called as `append(value, buffer, -1)`: append `value` as MessagePack, or raise one of UNFIT: then a part may
 have been appended. The encoder's own function: one more call for each message of a burst is a twelfth of its time."""
 
 UNFIT = Exception
-"""What `append` raises for a value that has no plain form, or whose own code fails; `encode` knows why."""
+"""What `append` and `encode_plain` raise for a value that has no plain form, or whose own code fails; `encode` knows
+why."""
 
 
 def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
@@ -134,7 +138,11 @@ def decode(data: bytes | memoryview, wanted: Any, *, method: str | None = None) 
         raise InvalidPayload("$", f"nested deeper than {MAX_DEPTH} levels", method=method)
     try:
         try:
-            return decoder_for(wanted).decode(data)
+            decoder = _decoders[wanted]
+        except (KeyError, TypeError):
+            decoder = decoder_for(wanted)
+        try:
+            return decoder.decode(data)
         except _HasBuffers:
             return _decode_buffers(data, wanted)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -138,17 +138,20 @@ def test_another_threads_request_does_not_vouch_for_what_was_said_before_its_ans
         for meanwhile in (False, True):
             through(ipc)
             ipc.notify(note, 1)
-            with link._asking._busy:  # so that it goes by the stream
-                thread = threading.Thread(target=ipc.request, args=(nap, 0.3))
-                thread.start()
-                while not link.outstanding:
-                    time.sleep(0.001)
-                with link._lock:  # it is written by then
-                    said = link._said
-                assert said, "the note may lie before the request, unread"
-                if meanwhile:
-                    ipc.notify(note, 2)
-                thread.join()
+            with link._lock:
+                link._asking.busy = True  # so that it goes by the stream
+            thread = threading.Thread(target=ipc.request, args=(nap, 0.3))
+            thread.start()
+            while not link.outstanding:
+                time.sleep(0.001)
+            with link._lock:  # it is written by then
+                said = link._said
+            assert said, "the note may lie before the request, unread"
+            if meanwhile:
+                ipc.notify(note, 2)
+            thread.join()
+            with link._lock:
+                link._asking.busy = False
             assert bool(link._said) is meanwhile
 
 

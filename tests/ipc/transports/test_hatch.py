@@ -177,8 +177,11 @@ def test_calls_without_a_frame_wake_whoever_waits(ends: tuple[Hatch, Hatch]) -> 
 def test_a_length_that_lies_is_bounded(ends: tuple[Hatch, Hatch]) -> None:
     asking, answering = ends
     asking.post(b"x")
-    struct.pack_into("<I", asking._memory, hatch._ASKED, 1 << 31)
+    struct.pack_into("I", asking._memory, 16, 1 << 31)
     assert len(answering.take(1)) == ROOM
+    answering.answer(b"x")
+    struct.pack_into("I", asking._memory, 4096, 1 << 31)
+    assert len(asking.collect(1) or b"") == ROOM
 
 
 def test_a_state_that_is_none_does_no_harm(ends: tuple[Hatch, Hatch]) -> None:
