@@ -1,4 +1,4 @@
-"""Commands around each life: `before_start`, whose failure is a failed start, and `after_stop`.
+"""What a life waits for: `before_start`, whose failure is a failed start, and the fork server; and `after_stop`.
 
 A successor is not started before the `after_stop` of its predecessor is over. Hooks run as their worker's user, in its
 directory and environment, and write where it writes.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from smartipc.ipc.control import ExitFacts
 from smartipc.supervisor.core.exits import describe
+from smartipc.supervisor.core.facts import Extended
 from smartipc.supervisor.core.orders import Spawn
 from smartipc.supervisor.core.spec import WorkerSpec
 from smartipc.supervisor.host.launch import LaunchError, find_user
@@ -48,7 +49,8 @@ class Hooks:
     def hold(self, worker: WorkerSpec, order: Spawn, spawn: Callable[[Spawn], None]) -> bool:
         """Spawn later, when what must come first is over; return False if nothing must."""
         earlier = {task for key, task in self._after.items() if key[0] == order.instance}
-        if not earlier and not worker.hooks.before_start:
+        ready = self._app.host.ready_for(worker, warm=order.warm)
+        if ready and not earlier and not worker.hooks.before_start:
             return False
         key = order.instance, order.generation
         task = asyncio.get_running_loop().create_task(self._prepare(worker, order, earlier, spawn))
@@ -68,7 +70,25 @@ class Hooks:
         except HookFailed as error:
             self._app.spawn_failed(order.instance, order.generation, f"before_start: {error}")
             return
+        try:
+            await self._wait_for_the_fork_server(worker, order)
+        except OSError as error:
+            self._app.spawn_failed(order.instance, order.generation, f"cannot start: {error}")
+            return
         spawn(order)
+
+    async def _wait_for_the_fork_server(self, worker: WorkerSpec, order: Spawn) -> None:
+        """Wait until it has imported what is preloaded: once, for all, so it is no part of anybody's start."""
+        if self._app.host.ready_for(worker, warm=order.warm):
+            return
+        prepared = asyncio.ensure_future(self._app.host.prepared())
+        try:
+            while not prepared.done():
+                self._app.feed(Extended(order.instance, order.generation, worker.start_timeout))
+                await asyncio.wait({prepared}, timeout=worker.start_timeout / 2)
+            await prepared
+        finally:
+            prepared.cancel()
 
     def withdraw(self, instance: str, generation: int) -> bool:
         """Give up a life that has not been spawned yet; return whether there was one."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def no_open_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("system") is None or not os.path.isdir("/proc/self/fd"):
         yield
         return
+    resource_tracker.ensure_running()  # multiprocessing keeps it for the whole process from the first need on
     before = set(os.listdir("/proc/self/fd"))
     yield
     after = set(os.listdir("/proc/self/fd"))

@@ -6,6 +6,7 @@ Only the start and the exit code are here; the group, the pipes and the death ar
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.process
@@ -48,41 +49,36 @@ class FunctionStarter:
         spec: the app.
         folder: a private directory for multiprocessing's own socket.
         run_id: marks the fork server, and by it whatever a worker forks without exec.
-        exclusive: the process does nothing else, so multiprocessing's helpers are ours to end, whoever started them.
+        exclusive: the process does nothing else, so multiprocessing's resource tracker is ours to end.
     """
 
     def __init__(self, spec: AppSpec, folder: Path, run_id: str, *, exclusive: bool) -> None:
         self._spec = spec
-        self._folder = folder
         self._run_id = run_id
+        self._exclusive = exclusive
         self.fork_server = ForkServer(folder, run_id)
-        self._ends_tracker = exclusive or multiprocessing.resource_tracker._resource_tracker._fd is None  # type: ignore[attr-defined]  # noqa: SLF001
-        self._tempdir: str | None = None
 
     def __repr__(self) -> str:
         return f"<FunctionStarter of {self._spec.app}>"
 
     def open(self) -> None:
         """Start the fork server, if it is needed."""
-        if len(os.fsencode(self._folder)) < 80:  # room for multiprocessing's socket name in sun_path
-            config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
-            self._tempdir, config["tempdir"] = config.get("tempdir"), str(self._folder)
+        if not self._exclusive and any(worker.target for worker in self._spec.workers):
+            # The program's for as long as it lives, whoever needs it first: it must not carry the mark of the app.
+            multiprocessing.resource_tracker.ensure_running()
         self.fork_server.open(self._spec)
 
     def close(self) -> None:
         """End the helpers; every life is over."""
-        helpers: list[Any] = [multiprocessing.forkserver._forkserver]  # noqa: SLF001
-        if self._ends_tracker:
-            helpers.append(multiprocessing.resource_tracker._resource_tracker)  # noqa: SLF001
-        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
-        config.pop("tempdir", None)
-        if self._tempdir is not None:
-            config["tempdir"] = self._tempdir
-        for stop in (getattr(helper, "_stop", None) for helper in helpers):
-            if stop is not None:
-                with contextlib.suppress(OSError):
-                    stop()
-        self.fork_server.remove_folder()
+        self.fork_server.close()
+        stop = getattr(multiprocessing.resource_tracker._resource_tracker, "_stop", None)  # noqa: SLF001
+        if self._exclusive and stop is not None:
+            with contextlib.suppress(OSError):
+                stop()
+
+    def ready(self, worker: WorkerSpec) -> bool:
+        """Tell whether a start would not wait: for the fork server to import what is preloaded."""
+        return worker.target is None or worker.start_method != "forkserver" or self.fork_server.ready
 
     def helpers(self) -> set[int]:
         """Return the pids of multiprocessing's own processes."""
@@ -105,16 +101,18 @@ class FunctionStarter:
             EOFError: likewise: the fork server died.
             ValueError: likewise: this platform has no such start method.
         """
+        if warm is not None and not self.ready(worker):
+            raise BlockingIOError(errno.EAGAIN, "the fork server is not ready")  # it would have to be waited for
         pipe, child = ChildProcessTransport.pair()
         with child, contextlib.ExitStack() as undo:
             undo.callback(pipe.close)
             context: Any = multiprocessing.get_context(worker.start_method)
             arguments = tuple(Passed(descriptor) for descriptor in (child.fileno(), *passed))
-            process = context.Process(
-                target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
-            )
             _make_sure_of_room()
-            with self._environment(worker), no_main():
+            with self.fork_server.tempdir(), self._environment(worker), no_main():
+                process = context.Process(
+                    target=entry.run, args=arguments, kwargs={"warm": warm}, name=instance, daemon=False
+                )
                 process.start()
             undo.pop_all()
         # multiprocessing would reap it behind our back at the next start, and join it at exit.
@@ -130,9 +128,9 @@ class FunctionStarter:
         return Begun(pid, pidfd, pipe, process.sentinel, process)
 
     def _environment(self, worker: WorkerSpec) -> contextlib.AbstractContextManager[None]:
-        """Mark what is started from its exec on; a fork server that has died is started again, as it was."""
+        """Mark what is started from its exec on, or have our fork server asked."""
         if worker.start_method == "forkserver":
-            return self.fork_server.environment()
+            return self.fork_server.in_place()
         return environment(SMARTIPC_RUN_ID=self._run_id)
 
 

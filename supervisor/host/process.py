@@ -119,6 +119,18 @@ class ProcessHost:
         """Replace the fork server: nobody can connect to its socket any more. Errors and cancelling as prepare."""
         await self._starter.fork_server.renew(self._spec, anyway=True)
 
+    def ready_for(self, worker: WorkerSpec, *, warm: bool) -> bool:
+        """Tell whether spawn would not wait for the fork server's imports; nothing may hold up the loop for so long."""
+        return self._starter.ready(worker) or (warm and self.spares.has(worker.name))
+
+    async def prepared(self) -> None:
+        """Wait until the fork server has imported what is preloaded. Cancelling changes nothing.
+
+        Raises:
+            OSError: it has died of it, or cannot be started.
+        """
+        await self._starter.fork_server.prepared()
+
     def adopt(self, spec: AppSpec) -> None:
         """Go over to a changed configuration."""
         self._spec = spec

@@ -62,6 +62,10 @@ class Spares:
                 self._guard.add(spare.begun.pid, worker.stop.timeout)
                 self._loop.add_reader(spare.begun.pidfd, self._died, worker.name, spare)
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is one to take."""
+        return bool(self._ready.get(name))
+
     def take(self, name: str) -> Spare | None:
         """Hand over the one that has waited longest; None if there is none."""
         some = self._ready.get(name)
