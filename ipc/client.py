@@ -7,7 +7,6 @@ endpoint.py. The blocking twin is sync/client.py.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import random
@@ -186,18 +185,31 @@ class Line(StandaloneHost):
         return None
 
     async def close(self, grace: float) -> None:
-        """End it: finish what runs here, let calls and unsent bytes out, for at most `grace` seconds in all."""
+        """End it: finish what runs here, let calls and unsent bytes out, for at most `grace` seconds in all.
+
+        Cancelling it ends it at once.
+        """
         until = self._loop.time() + grace
+        try:
+            if self._keeper is not None:
+                self._keeper.cancel()
+                await asyncio.wait({self._keeper})
+                self._keeper = None
+            link = self.link
+            if link is not None and not link.closed:
+                link.goodbye("the client is closing")
+                await self.handlers.drain(grace)
+                await link.aclose(max(0.0, until - self._loop.time()))
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End it at once, whatever is under way. Again does nothing."""
         if self._keeper is not None:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
-        link = self.link
-        if link is not None and not link.closed:
-            link.goodbye("the client is closing")
-            await self.handlers.drain(grace)
-            await link.aclose(max(0.0, until - self._loop.time()))
+        self.handlers.abandon()
+        if self.link is not None:
+            self.link.close()
         if self.machine.close():
             self._tell()
         self.ended.set()
@@ -420,9 +432,12 @@ class IpcClient(Endpoint):
             return
         for task in self._background:
             task.cancel()
-        if self._background:
-            await asyncio.wait(self._background)
-        await self._line.close(grace)
+        try:
+            if self._background:
+                await asyncio.wait(self._background)
+            await self._line.close(grace)
+        finally:
+            self._line.abandon()
 
     async def __aenter__(self) -> Self:
         return self

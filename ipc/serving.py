@@ -389,7 +389,23 @@ class Server:
             link.goodbye("the worker is stopping")
 
     async def drain(self, grace: float) -> None:
-        """Wait at most `grace` seconds for running handlers and unsent answers, then cancel and close."""
+        """Wait at most `grace` seconds for running handlers and unsent answers, then cancel and close.
+
+        Cancelling it cancels and closes at once.
+        """
+        try:
+            await self._drain(grace)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Cancel every handler and close every link at once."""
+        for task in (*self._running.values(), *self._notifies, *self.streams.tasks):
+            task.cancel()
+        for link in tuple(self.links):
+            link.close()
+
+    async def _drain(self, grace: float) -> None:
         until = self._loop.time() + grace
         await self._rows.finish(grace, self._identity.name)
         while (tasks := {*self._running.values(), *self._notifies, *self.streams.tasks}) and (

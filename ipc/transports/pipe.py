@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import secrets
+import select
 import stat
 import struct
 import sys
@@ -31,7 +32,8 @@ _MAGIC = b"SIPCJOIN"
 _SIZE = 256 * 1024
 """Bytes that each FIFO holds where the kernel allows it: about a socket's, or small frames would wait behind them."""
 _IOV = 512
-_LOOK_AGAIN = 0.001
+_LOOK_AGAIN = 1
+"""Milliseconds."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW if os.name == "posix" else 0
 _WRITE = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW if os.name == "posix" else 0
 _NOT_BUILT = "named pipes of Windows are not built yet: use tcp://127.0.0.1:port with a token"
@@ -69,8 +71,11 @@ class NamedPipeTransport(IpcTransport):
                 os.mkfifo(to_client, 0o600)
                 os.mkfifo(to_server, 0o600)
                 opened.append(_open(to_client, _READ))
-                self._join(nonce)
-                opened.append(self._taken(to_server, time.monotonic() + timeout))
+                rendezvous = self._join(nonce)
+                try:
+                    opened.append(self._taken(to_server, rendezvous, time.monotonic() + timeout))
+                finally:
+                    os.close(rendezvous)
             except OSError as error:
                 if isinstance(error, BlockingIOError):
                     raise
@@ -102,7 +107,8 @@ class NamedPipeTransport(IpcTransport):
         if self._private:
             private_directory(os.path.dirname(self.path), make=make, address=self._address)
 
-    def _join(self, nonce: bytes) -> None:
+    def _join(self, nonce: bytes) -> int:
+        """Announce us; return the rendezvous, which tells whether anybody still reads there."""
         try:
             rendezvous = _open(self.path, _WRITE)
         except OSError as error:
@@ -111,20 +117,27 @@ class NamedPipeTransport(IpcTransport):
             raise
         try:
             os.write(rendezvous, _JOIN.pack(_MAGIC, os.getpid(), nonce))
-        finally:
+        except BaseException:
             os.close(rendezvous)
+            raise
+        return rendezvous
 
-    def _taken(self, to_server: str, until: float) -> int:
+    def _taken(self, to_server: str, rendezvous: int, until: float) -> int:
         """Wait until the listener reads from our FIFO: by then it has both open."""
+        watched = select.poll()
+        watched.register(rendezvous, 0)
+        gone = False
         while True:
             try:
                 return _open(to_server, _WRITE)
             except OSError as error:
                 if error.errno != errno.ENXIO:
                     raise
+            if gone:  # it may have taken us before it went, hence one more try
+                raise ConnectFailed(self._address, "the listener went away")
             if time.monotonic() > until:
                 raise ConnectFailed(self._address, "the listener does not answer")
-            time.sleep(_LOOK_AGAIN)
+            gone = bool(watched.poll(_LOOK_AGAIN))
 
     def _remove_stale(self) -> None:
         """Remove a rendezvous that nobody reads, and what clients that died while connecting have left."""

@@ -152,6 +152,47 @@ def test_cancelling_a_caller_cancels_the_handler_on_either_side(address: str) ->
     run(main())
 
 
+def test_closing_that_is_cancelled_closes_at_once(address: str) -> None:
+    """Wherever it waits: for its own handler, for an unanswered call, for its keeper."""
+
+    async def main() -> None:
+        async with smartipc.serve(address) as server:
+            begun: list[str] = []
+            cancelled: list[str] = []
+
+            async def slow(payload: str) -> None:
+                begun.append(payload)
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    cancelled.append(payload)
+
+            server.handler("slow")(slow)
+            for turns in range(12):
+                client = await smartipc.connect(address, name=f"c{turns}")
+                client.handler("slow")(slow)
+                await until(lambda: len(server.clients) == 1)
+                calls = [
+                    asyncio.create_task(client.request("slow", f"server {turns}")),
+                    asyncio.create_task(server.request("slow", f"client {turns}", to=server.clients[0])),
+                ]
+                await until(lambda turns=turns: len(begun) == 2 * turns + 2)
+                closing = asyncio.create_task(client.aclose(30))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                closing.cancel()
+                await asyncio.wait({closing})
+                assert closing.cancelled()
+                if not turns:  # it had not begun
+                    await client.aclose(0)
+                assert client.state == "closed"
+                await asyncio.wait(calls)
+                await until(lambda: not server.clients)
+                await until(lambda: sorted(begun) == sorted(cancelled))
+
+    run(main())
+
+
 def test_a_call_waits_for_the_connection_no_longer_than_its_deadline(address: str) -> None:
     async def main() -> None:
         server = await smartipc.serve(address)

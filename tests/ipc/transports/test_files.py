@@ -13,7 +13,9 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from certificates import client_context, server_context
@@ -272,6 +274,25 @@ def test_a_listener_that_does_not_answer(folder: Path) -> None:
         NamedPipeTransport(f"{folder}/p").dial(0.05)
     assert os.listdir(folder) == ["p"]
     listener.close()
+
+
+def test_a_listener_that_goes_away_is_not_waited_for(folder: Path) -> None:
+    listener = NamedPipeTransport(f"{folder}/p").listen()
+    dialled: Future[Any] = Future()
+
+    def dial() -> None:
+        try:
+            dialled.set_result(NamedPipeTransport(f"{folder}/p").dial(60))
+        except BaseException as error:
+            dialled.set_exception(error)
+
+    thread = threading.Thread(target=dial)
+    thread.start()
+    select.select([listener.fileno()], [], [], 10)  # announced, and not taken
+    listener.close()
+    assert isinstance(dialled.exception(10), ConnectFailed)
+    thread.join()
+    assert os.listdir(folder) == []
 
 
 def test_windows_is_told_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:

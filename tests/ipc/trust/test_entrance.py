@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -175,7 +176,8 @@ def test_dialling_that_is_cancelled_leaves_nothing(folder: Path) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.get_running_loop().shutdown_default_executor()
+        while any(one.name == "smartipc dial" for one in threading.enumerate()):
+            await asyncio.sleep(0.001)
         rendezvous.close()
 
     before = len(os.listdir("/proc/self/fd"))
@@ -192,6 +194,27 @@ def test_dialling_what_is_not_there(folder: Path) -> None:
 
     asyncio.run(main())
     assert os.listdir(folder) == []
+
+
+def test_dialling_needs_no_place_in_the_loops_executor(folder: Path) -> None:
+    async def main() -> None:
+        loop, go_on = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, go_on.wait)
+        rendezvous = transport_for(f"pipe://{folder}/p").listen()
+        loop.add_reader(rendezvous.fileno(), lambda: accepted.append(rendezvous.accept()))
+        try:
+            (await dial(transport_for(f"pipe://{folder}/p"), 5.0)).close()
+        finally:
+            go_on.set()
+            await busy
+            loop.remove_reader(rendezvous.fileno())
+            rendezvous.close()
+            for one in accepted:
+                one.close()
+
+    accepted: list[Stream] = []
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(("kind", "ours"), [("unix", True), ("abstract", True), ("pipe", True), ("tcp", False)])
