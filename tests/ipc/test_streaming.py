@@ -345,12 +345,15 @@ def test_leaving_a_channel_reaches_its_handler(live: Callable[[Scene], None], wh
     async def scene(stage: Stage) -> None:
         async with handle(stage, "w") as w, handle(stage, "c") as c:
             seen: list[type[BaseException]] = []
+            sends = 0
 
             @w.handler(echo)
             async def _(channel: IpcChannel[bytes, bytes]) -> None:
+                nonlocal sends
                 try:
                     await channel.send(b"hello")
                     while where == "send":
+                        sends += 1
                         await channel.send(b"x" * 50_000)
                     if where == "receive":
                         await channel.receive()
@@ -362,7 +365,7 @@ def test_leaving_a_channel_reaches_its_handler(live: Callable[[Scene], None], wh
             await w.ready()
             async with c.open_channel(echo) as channel:
                 assert await channel.receive() == b"hello"
-                await asyncio.sleep(0.02)
+                await until(lambda: where != "send" or sends >= 6)  # the window is full
             await until(lambda: not w._server.streams.tasks)
             assert seen == [asyncio.CancelledError if where == "elsewhere" else StreamReset]
 

@@ -82,13 +82,9 @@ async def hang(ipc):
     await ipc.serve()
 
 async def client(ipc):
-    begun = None
-    async def ask():
-        nonlocal begun
-        return await ipc.request(slow, Number(60))
-    task = asyncio.ensure_future(ask())
-    pid = (await ipc.request("pool.pid"))
-    await asyncio.sleep(0.2)
+    task = asyncio.ensure_future(ipc.request(slow, Number(60)))
+    await ipc.request("pool.pid")  # the link is there, and the slow one on its way
+    pid = await ipc.request("pool.pid")  # behind the slow one: that has come, too
     begun = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     try:

@@ -98,14 +98,13 @@ def test_an_idle_worker_turns_and_hardly_wakes(stage: Stage) -> None:
 
 
 def test_waiting_requests_are_finished_after_the_stop(stage: Stage) -> None:
-    started = threading.Event()
+    told = threading.Event()
     answers: list[object] = []
 
     def worker(ipc: SmartIpc) -> None:
         @ipc.handler("slow")
         def _(number: int) -> int:
-            started.set()
-            time.sleep(0.1)
+            assert told.wait(10)
             return number
 
         ipc.serve()
@@ -116,11 +115,15 @@ def test_waiting_requests_are_finished_after_the_stop(stage: Stage) -> None:
         answers.append(ipc.request("one.slow", number))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
-    with stage.running(stage.add("one"), worker):
+    with stage.running(stage.add("one"), worker) as one:
         for thread in threads:
             thread.start()
-        assert started.wait(10)
-        time.sleep(0.03)
+        until = time.monotonic() + 10
+        while sum(link.outstanding for link in list(ipc._caller.links.values())) < 4:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        one._begin_stop("told while all four wait")
+        told.set()
     for thread in threads:
         thread.join()
     assert sorted(answers) == [0, 1, 2, 3]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -245,11 +246,12 @@ def test_streams_and_channels_are_opened_by_the_same_rules(live: Callable[[Scene
             stage._entries["c:0"] = msgspec.structs.replace(stage._entries["c:0"], allow=None)
             stage.tell()
 
-            # each opening is one of the calls that `rate_limit` counts: two of four are left
+            # each opening is one of the calls that `rate_limit` counts: two of four are left, or more by now
             assert ran == ["rows", "chat"]
-            went = await opens(c) + await opens(c)
-            assert went[-1] == "RateLimited no"
-            assert went[:2] == ["[0, 1]", "[]"]
+            went = await opens(c)
+            assert went == ["[0, 1]", "[]"]
+            while went[-1] != "RateLimited no":
+                went = await opens(c)
 
     live(scene)
 
@@ -267,18 +269,24 @@ def test_a_rate_limit_answers_with_when_to_come_again(live: Callable[[Scene], No
             ran = serve(w)
             await w.ready()
             with stage.running(stage.add("b", rate_limit=5.0), limited):
+                begun = time.monotonic()
                 for worker in ("w", "b"):
                     for _ in range(5):
                         await c.request(f"{worker}.open")
                     with pytest.raises(RateLimited) as caught:
-                        await c.request(f"{worker}.open")
+                        while True:  # a slow machine may have earned one more meanwhile
+                            await c.request(f"{worker}.open")
                     assert 0 < caught.value.retry_after <= 0.2
                     assert caught.value.processed == "no"
                     for _ in range(3):
                         await c.notify(f"{worker}.open")
-            await asyncio.sleep(0.25)
-            await c.request("w.open")
-        assert 6 <= len(ran) <= 7
+            before = len(ran)
+            while len(ran) == before:
+                try:
+                    await c.request("w.open")
+                except RateLimited as later:
+                    await asyncio.sleep(later.retry_after)
+            assert 6 <= len(ran) <= 5 + 5 * (time.monotonic() - begun)
 
     live(scene)
 
@@ -306,11 +314,12 @@ def test_a_circuit_opens_lets_a_probe_through_and_closes(live: Callable[[Scene],
             for _ in range(4):
                 with pytest.raises(RequestTimeout):
                     await c.request("w.m", timeout=0.02)
+            ran = len(calls)  # fewer than four if a busy machine let one be too late to begin with
             with pytest.raises(CircuitOpen) as caught:
                 await c.request("w.m")
             assert 0 < caught.value.retry_after <= 0.3
             assert caught.value.instance == "w:0"
-            assert len(calls) == 4
+            assert len(calls) == ran
             assert await c.request("w.other") == "fine"
             await asyncio.sleep(caught.value.retry_after + 0.01)
             with pytest.raises(RequestTimeout):
