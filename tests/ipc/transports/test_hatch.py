@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import sys
@@ -182,6 +183,17 @@ def test_a_length_that_lies_is_bounded(ends: tuple[Hatch, Hatch]) -> None:
     answering.answer(b"x")
     struct.pack_into("I", asking._memory, 4096, 1 << 31)
     assert len(asking.collect(1) or b"") == ROOM
+
+
+def test_a_semaphore_that_is_counted_up_to_the_end_does_no_harm(ends: tuple[Hatch, Hatch]) -> None:
+    asking, answering = ends
+    for semaphore in (asking._theirs, answering._theirs):
+        ctypes.c_uint32.from_address(semaphore.handle).value = semaphore.maxvalue
+    asking.post(b"x")
+    assert answering.take(1) == b"x"
+    assert answering.answer(b"y")
+    answering.beckon()
+    assert asking.collect(1) == b"y"
 
 
 def test_a_state_that_is_none_does_no_harm(ends: tuple[Hatch, Hatch]) -> None:
