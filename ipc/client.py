@@ -312,15 +312,15 @@ class Line(StandaloneHost):
             answer = error
         return [(_peer(self.link), answer)]
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Hand a message to the server; see Router."""
-        await self._topics.publish(topic, encoded, retain=retain)
+        await self._topics.publish(topic, encoded, headers=headers, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Hand a message to the server, or not; see Router."""
         if self.machine.state is ClientState.CLOSED:
             raise ConnectionLost(self.address, self.machine.reason, method=topic, processed="no", retryable=False)
-        return self._topics.publish_nowait(self._at_hand(), topic, encoded, retain=retain)
+        return self._topics.publish_nowait(self._at_hand(), topic, encoded, headers=headers, retain=retain)
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

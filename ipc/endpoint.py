@@ -35,12 +35,12 @@ from smartipc.ipc.hearing import Messages, deliver
 from smartipc.ipc.mapping import AsyncRun, mapped
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
-from smartipc.ipc.publications import published
+from smartipc.ipc.publications import headed, published
 from smartipc.ipc.publishing import TopicBurst
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.router import Router
 from smartipc.ipc.streaming import IpcChannel, Items, Opener
-from smartipc.ipc.tracing import current, current_deadline, outside, with_trace
+from smartipc.ipc.tracing import Handled, current_deadline, outside, with_trace, within
 from smartipc.ipc.transports.memory import new_buffer
 from smartipc.ipc.wire import codec
 
@@ -75,6 +75,8 @@ class Endpoint:
         self._burst: NotifyBurst | None = None
         self._burst_method: Method[Any, Any] | None = None
         self._topic_burst: TopicBurst | None = None
+        self._published_within: Handled | None = None
+        """What was being handled when the last message was published: a burst is of one trace."""
         self._letters: DeadLetters | None = None
         self._letter_name = ""
         self._inherited = False
@@ -190,7 +192,7 @@ class Endpoint:
         """
         burst = self._burst
         if burst is not None and method is self._burst_method and to is None and slot is None and key is None:
-            if headers is None and timeout is None and current.get() is None and burst.add(payload):
+            if headers is None and timeout is None and within() is None and burst.add(payload):
                 return
             self._burst = None
         if self._topic_burst is not None:
@@ -417,28 +419,46 @@ class Endpoint:
 
     # topics
 
-    async def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
+    async def publish(
+        self,
+        topic: Topic[T] | str,
+        payload: T | Any,
+        *,
+        retain: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """Send to every subscription of the topic; waits while one whose policy is "block" has its window full.
+
+        `headers` are strings that the subscribers see in their messages. Calls and messages from a handler, or from a
+        subscriber's function, belong to its trace.
 
         With `retain` the value is kept as the topic's last, for whoever subscribes later, also when this process is
         gone by then. Cancelling it may leave the later subscriptions without the message, never a part of it.
 
         Raises:
             InvalidPayload: it does not fit the topic's type.
-            FrameTooLarge: it exceeds the limit of a message.
-            LocalProtocolError: `retain` where nothing is kept.
+            FrameTooLarge: it exceeds the limit of a message, or the headers have more than 4 KiB.
+            LocalProtocolError: `retain` where nothing is kept, or the headers are not strings by strings.
         """
         burst = self._topic_burst
         if burst is not None:
-            if topic is burst.topic and not retain and burst.add(payload):
+            if topic is burst.topic and not retain and headers is None and burst.add(payload):
                 return
             self._end_burst()
         name, encoded = published(topic, payload)
-        await self._router.publish(name, encoded, retain=retain)
-        if isinstance(topic, Topic) and not retain:
+        await self._router.publish(name, encoded, headers=headed(headers), retain=retain)
+        before, self._published_within = self._published_within, within()
+        if isinstance(topic, Topic) and not retain and headers is None and before is self._published_within:
             self._topic_burst = self._router.burst(topic)
 
-    def publish_nowait(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> int:
+    def publish_nowait(
+        self,
+        topic: Topic[T] | str,
+        payload: T | Any,
+        *,
+        retain: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> int:
         """Send to every subscription, or to none, and return how many.
 
         Raises:
@@ -447,7 +467,7 @@ class Endpoint:
         """
         self._topic_burst = None
         name, encoded = published(topic, payload)
-        return self._router.publish_nowait(name, encoded, retain=retain)
+        return self._router.publish_nowait(name, encoded, headers=headed(headers), retain=retain)
 
     @overload
     def subscribe(self, topic: Topic[T], **options: Unpack[SubscribeOptions]) -> Messages[T]: ...

@@ -60,13 +60,13 @@ class InstanceRouter:
         self._publisher = publisher
         self._hub = hub
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription that the directory lists."""
-        await self._publisher.publish(topic, encoded, retain=retain)
+        await self._publisher.publish(topic, encoded, headers=headers, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription that the directory lists, or to none."""
-        return self._publisher.publish_nowait(topic, encoded, retain=retain)
+        return self._publisher.publish_nowait(topic, encoded, headers=headers, retain=retain)
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str
@@ -103,15 +103,15 @@ class GuardedRouter(InstanceRouter):
         self._gate.check("request", name)
         return self._caller.direct(name)
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription that the directory lists, if this worker may publish there."""
         self._gate.check("publish", topic)
-        await super().publish(topic, encoded, retain=retain)
+        await super().publish(topic, encoded, headers=headers, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription that the directory lists, or to none, if this worker may publish there."""
         self._gate.check("publish", topic)
-        return super().publish_nowait(topic, encoded, retain=retain)
+        return super().publish_nowait(topic, encoded, headers=headers, retain=retain)
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

@@ -20,16 +20,17 @@ from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
 from smartipc.ipc.dispatch import ENDING
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.drivers.base import apart
+from smartipc.ipc.drivers.base import messages_of
 from smartipc.ipc.drivers.inheritance import REASON, in_child
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
 from smartipc.ipc.links import instance_name
-from smartipc.ipc.message import NO_HEADERS, IpcMessage
+from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.subscriptions import Inbox, entered_twice, not_entered, subscription_of
+from smartipc.ipc.tracing import heard
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.text import shown
 
@@ -111,7 +112,7 @@ class Messages(Generic[T]):
         batch = self._inbox.batch
         if batch.rest:  # the last of them is left to the inbox, which then gives credit back for all
             return IpcMessage(
-                batch.rest.pop(), 0, batch.sender, NO_HEADERS, batch.timestamp, None, None, 1, batch.topic
+                batch.rest.pop(), 0, batch.sender, batch.headers, batch.timestamp, None, batch.trace, 1, batch.topic
             )
         while not self._inbox.waiting:
             if self._inherited:
@@ -144,8 +145,8 @@ class Messages(Generic[T]):
         if self._inbox.arrived_together(event, link):
             self._wake_up()
             return
-        for payload in apart(event, link):
-            self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
+        for one in messages_of(event, link):
+            self.arrived(one, link)
 
     def letter_of(self, message: IpcMessage[Any] | None, error: BaseException) -> dict[str, Any]:
         """Describe a message whose subscriber failed, or that did not fit, as a dead letter."""
@@ -227,8 +228,8 @@ class Hub:
     def on_messages(self, link: Link, event: MessagesReceived) -> None:
         """Pass a batch on, as on_message."""
         if not self._gate.hears(link.peer, event.topic):
-            for payload in apart(event, link):
-                self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
+            for one in messages_of(event, link):
+                self.on_message(link, one)
             return
         messages = self._open.get(event.number)
         if messages is not None:
@@ -267,9 +268,10 @@ async def deliver(
                     letters.add(**messages.letter_of(None, error), worker=worker)
                 continue
             try:
-                result = function(message.payload, message) if wants_message else function(message.payload)
-                if isinstance(result, Awaitable):
-                    await result
+                with heard(message.trace):
+                    result = function(message.payload, message) if wants_message else function(message.payload)
+                    if isinstance(result, Awaitable):
+                        await result
             except GeneratorExit:  # nothing runs any more
                 raise
             except BaseException as error:

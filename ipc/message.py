@@ -13,8 +13,8 @@ from smartipc.ipc.errors import SmartIpcError
 T = TypeVar("T")
 
 
-class NoHeaders(dict[str, str]):
-    """The headers of the many messages that have none: always empty, so that they may share one.
+class SharedHeaders(dict[str, str]):
+    """Headers of published messages, which cannot be changed, so that many messages may share them.
 
     A dict for each of them would be a tenth of what it costs to receive a published message.
     """
@@ -24,10 +24,13 @@ class NoHeaders(dict[str, str]):
     def _refuse(self, *_args: Any, **_more: Any) -> Any:
         raise TypeError("the headers of a received message cannot be changed; copy them with dict(message.headers)")
 
-    __setitem__ = setdefault = update = __ior__ = _refuse
+    def __reduce__(self) -> tuple[type[SharedHeaders], tuple[dict[str, str]]]:
+        return SharedHeaders, (dict(self),)
+
+    __setitem__ = __delitem__ = setdefault = update = __ior__ = pop = popitem = clear = _refuse
 
 
-NO_HEADERS = NoHeaders()
+NO_HEADERS = SharedHeaders()
 
 
 class IpcMessage(msgspec.Struct, Generic[T], frozen=True):
@@ -35,8 +38,8 @@ class IpcMessage(msgspec.Struct, Generic[T], frozen=True):
 
     `deadline` is monotonic seconds or None, `timestamp` epoch seconds of its arrival here, `sender` the peer's instance
     name, `attempt` starts at 1; `topic` is "" and `missed` 0 for requests. `trace` is a W3C traceparent, equal along a
-    chain of calls, None for messages of topics. Headers are for reading: those of a published message that has none are
-    an empty dict that refuses changes.
+    chain of calls and messages; None for a message that was published outside of any. Headers are for reading: those of
+    published messages are a dict that refuses changes.
     """
 
     payload: T

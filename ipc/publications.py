@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 
 from smartipc.ipc.contracts import Topic, misuse
 from smartipc.ipc.control import Subscription
-from smartipc.ipc.errors import LocalProtocolError
+from smartipc.ipc.errors import FrameTooLarge, LocalProtocolError
+from smartipc.ipc.tracing import with_trace
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.attachments import own, size_of
 
+HEADER_BYTES = 4 * 1024
+"""What the headers of a message may have: less than a head, to which a relay adds who published it."""
 FLIGHT_BYTES = 1024 * 1024
 """Payload bytes under way to one subscription that drops; a larger message goes alone."""
 
@@ -31,8 +34,8 @@ class Outgoing(NamedTuple):
     """Rises with every retained message of this process; 0 for others."""
     sequence: int = 0
     """Position among what was published to this subscription; 0 where nothing is ever dropped."""
-    origin: Any = None
-    """Whose message it is, where a relay needs to know."""
+    note: Any = None
+    """What else goes with it: a publisher's headers, a relay's Note."""
 
 
 class Lane:
@@ -78,13 +81,13 @@ class Lane:
     def _free(self) -> bool:
         return self.left > 0 and self._flying < FLIGHT_BYTES
 
-    def take(self, topic: str, payload: bytes, stamp: int = 0, origin: Any = None) -> Outgoing:
+    def take(self, topic: str, payload: bytes, stamp: int = 0, note: Any = None) -> Outgoing:
         """Use credit for a message that is sent now; there must be room."""
         if self.blocks:
             self.sent += 1
-            return Outgoing(topic, payload, stamp, origin=origin)
+            return Outgoing(topic, payload, stamp, note=note)
         self.sequence += 1
-        return self._fly(Outgoing(topic, payload, stamp, self.sequence, origin))
+        return self._fly(Outgoing(topic, payload, stamp, self.sequence, note))
 
     def take_many(self, count: int) -> None:
         """Use credit for that many messages of one batch; only where the publisher waits for credit."""
@@ -101,11 +104,11 @@ class Lane:
             self._told = message.sequence - 1
             self._flying -= self._sizes.pop()
 
-    def keep(self, topic: str, payload: bytes, stamp: int = 0, *, anyway: bool = False, origin: Any = None) -> None:
+    def keep(self, topic: str, payload: bytes, stamp: int = 0, *, anyway: bool = False, note: Any = None) -> None:
         """Let a message wait for credit, or drop it or an older one; `anyway` keeps it whatever is full."""
         own(payload)
         self.sequence += 1
-        message = Outgoing(topic, payload, stamp, 0 if self.blocks else self.sequence, origin)
+        message = Outgoing(topic, payload, stamp, 0 if self.blocks else self.sequence, note)
         overflow = self.one.overflow
         if overflow == "latest":
             older = self._topics.get(topic)
@@ -153,7 +156,7 @@ class Lane:
         self._topics.clear()
         self.pending.clear()
         for message in waiting:
-            self.keep(message.topic, message.payload, message.stamp, anyway=True, origin=message.origin)
+            self.keep(message.topic, message.payload, message.stamp, anyway=True, note=message.note)
 
     def _fly(self, message: Outgoing) -> Outgoing:
         self.sent += 1
@@ -176,6 +179,21 @@ def member(members: Iterable[Subscription], lane: Callable[[Subscription], Lane]
     least = min(of.load for _, of in fit)
     idle = [one for one, of in fit if of.load == least]
     return idle[turn % len(idle)]
+
+
+def headed(headers: dict[str, str] | None) -> dict[str, str] | None:
+    """Check the headers of what is published, and add the trace of what is being handled.
+
+    Raises:
+        LocalProtocolError: they are not strings by strings.
+        FrameTooLarge: they have more than HEADER_BYTES.
+    """
+    traced = with_trace(headers)
+    if headers:
+        size = len(codec.encode(headers))
+        if size > HEADER_BYTES:
+            raise FrameTooLarge(size, HEADER_BYTES, "head")
+    return traced
 
 
 def published(topic: Topic[Any] | str, payload: Any) -> tuple[str, bytes]:

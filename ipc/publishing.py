@@ -56,11 +56,11 @@ class Publisher:
     def __repr__(self) -> str:
         return f"<Publisher to {len(self._lanes)} subscriptions>"
 
-    async def publish(self, name: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, name: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription, waiting for credit of those that block; see Endpoint.publish."""
         self.flush()
         _check_size(encoded)
-        stamp = self._retained.put(name, encoded) if retain else 0
+        stamp = self._retained.put(name, encoded, headers) if retain else 0
         targets = self._directory.state.subscribed(name)
         plain = list(targets.plain)
         for one in plain:
@@ -72,16 +72,16 @@ class Publisher:
                 else:
                     if self._corked:
                         link.cork()
-                    self._send(link, lane, lane.take(name, encoded, stamp))
+                    self._send(link, lane, lane.take(name, encoded, stamp, headers))
                     await link.drained()
             else:
-                self._offer(lane, name, encoded, stamp)
+                self._offer(lane, name, encoded, stamp, headers)
         for queue, _members in targets.queues:
-            link = await self._share(queue, name, encoded, stamp)
+            link = await self._share(queue, name, encoded, stamp, headers)
             if link is not None:
                 await link.drained()
 
-    def publish_nowait(self, name: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, name: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription or to none; see Endpoint.publish_nowait."""
         self.flush()
         _check_size(encoded)
@@ -101,12 +101,12 @@ class Publisher:
             elif lane.blocks and (link is None or not lane.room):
                 raise Overloaded(method=name, instance=one.instance)
             links.append((lane, link))
-        stamp = self._retained.put(name, encoded) if retain else 0
+        stamp = self._retained.put(name, encoded, headers) if retain else 0
         for lane, link in links:
             if not lane.blocks:
-                self._offer(lane, name, encoded, stamp)
+                self._offer(lane, name, encoded, stamp, headers)
             elif link is not None:
-                self._send(link, lane, lane.take(name, encoded, stamp))
+                self._send(link, lane, lane.take(name, encoded, stamp, headers))
         return sum(1 for lane, link in links if link is not None or not lane.blocks)
 
     def burst(self, topic: Topic[Any]) -> TopicBurst | None:
@@ -158,7 +158,9 @@ class Publisher:
             return None
         return await self._caller.link_when_possible(entry)
 
-    async def _share(self, queue: str, topic: str, payload: bytes, stamp: int) -> Link | None:
+    async def _share(
+        self, queue: str, topic: str, payload: bytes, stamp: int, headers: dict[str, str] | None
+    ) -> Link | None:
         """Give a message to one member of a queue, waiting while all of them block; return the link if it was sent."""
         while True:
             members = dict(self._directory.state.subscribed(topic).queues).get(queue, ())
@@ -170,11 +172,11 @@ class Publisher:
                 continue
             lane = self._lane(one)
             if not lane.blocks:
-                self._offer(lane, topic, payload, stamp)
+                self._offer(lane, topic, payload, stamp, headers)
                 return None
             link = self._link(lane)
             if link is not None:
-                self._send(link, lane, lane.take(topic, payload, stamp))
+                self._send(link, lane, lane.take(topic, payload, stamp, headers))
                 return link
             await asyncio.sleep(DIAL_AGAIN)
 
@@ -219,7 +221,12 @@ class Publisher:
     def _send(self, link: Link, lane: Lane, message: Outgoing) -> None:
         try:
             link.publish(
-                lane.one.number, message.topic, message.payload, stamp=message.stamp, sequence=message.sequence
+                lane.one.number,
+                message.topic,
+                message.payload,
+                headers=message.note,
+                stamp=message.stamp,
+                sequence=message.sequence,
             )
         except ConnectionLost:
             return  # its process is going: at most once
@@ -227,13 +234,15 @@ class Publisher:
             lane.give_back(message)
             log.warning("message on %s is too large for %s", message.topic, lane.one.instance)
 
-    def _offer(self, lane: Lane, topic: str, payload: bytes, stamp: int) -> None:
+    def _offer(
+        self, lane: Lane, topic: str, payload: bytes, stamp: int = 0, headers: dict[str, str] | None = None
+    ) -> None:
         """Send to a subscription that drops, or let the message wait there; nobody waits for it."""
         link = self._link(lane)
         if link is not None and lane.room:
-            self._send(link, lane, lane.take(topic, payload, stamp))
+            self._send(link, lane, lane.take(topic, payload, stamp, headers))
             return
-        lane.keep(topic, payload, stamp)
+        lane.keep(topic, payload, stamp, note=headers)
         if link is None:
             self._look_again(lane)
 
@@ -292,7 +301,7 @@ class Publisher:
         if members:
             one = self._member(members) or members[0]
             lane = self._lane(one)
-            lane.keep(message.topic, message.payload, message.stamp, anyway=True)
+            lane.keep(message.topic, message.payload, message.stamp, anyway=True, note=message.note)
             self._flush(lane)
 
     async def send_again(self, worker: str, pattern: str, topic: str, payload: bytes) -> bool:
@@ -303,7 +312,7 @@ class Publisher:
             if one.pattern == pattern and one.instance.rpartition(":")[0] == worker:
                 lane = self._lane(one)
                 if not lane.blocks:
-                    self._offer(lane, topic, payload, 0)
+                    self._offer(lane, topic, payload)
                     return True
                 link = await self._place(lane)
                 if link is not None:
@@ -352,7 +361,7 @@ class TopicBurst(Gathering):
         count, body = self.take()
         for lane, link in self._pairs:
             try:
-                link.publish_batch(lane.one.number, self.topic.name, body)
+                link.publish_batch(lane.one.number, self.topic.name, body, headers=self.headers)
             except ConnectionLost:  # its process is going: at most once
                 self.room = 0
                 continue

@@ -160,9 +160,9 @@ class Relay:
         lane.pending.clear()
         for message in waiting:
             if lane.one.queue:
-                self._share(lane.one.queue, message.topic, message.payload, message.stamp, message.origin)
+                self._share(lane.one.queue, message.topic, message.payload, message.stamp, message.note)
             if lane.blocks:
-                self._release(message.origin)
+                self._release(message.note)
 
     def leave(self, instance: str) -> None:
         """Forget the subscriptions of a client that is gone."""
@@ -265,18 +265,18 @@ class Relay:
         elif lane.blocks:
             if note.ticket is not None:
                 note.ticket.left += 1
-            lane.keep(topic, payload, stamp, anyway=True, origin=note)
+            lane.keep(topic, payload, stamp, anyway=True, note=note)
         else:
-            lane.keep(topic, payload, stamp, origin=note)
+            lane.keep(topic, payload, stamp, note=note)
 
     def _flush(self, lane: Lane) -> None:
         while self._writable(lane.one) and (message := lane.next()) is not None:
             self._send(lane, message)
             if lane.blocks:
-                self._release(message.origin)
+                self._release(message.note)
 
     def _send(self, lane: Lane, message: Outgoing) -> None:
-        note = message.origin if message.origin is not None else Note("", None, None)
+        note = message.note if message.note is not None else Note("", None, None)
         if not self._send_to(lane.one, message, note):
             lane.give_back(message)
             log.warning("message on %s is too large for %s", message.topic, lane.one.instance)

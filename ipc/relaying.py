@@ -157,7 +157,7 @@ class Topics:
 
     # the server itself
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Offer a message to every subscription, and wait until those that block have taken it; see Router.
 
         Cancelling it ends the waiting, not the message.
@@ -165,17 +165,17 @@ class Topics:
         self._check(encoded)
         while not self._own.room:
             await self._change()
-        ticket, _count = self.relay.publish(self._own, topic, encoded, retain=retain)
+        ticket, _count = self.relay.publish(self._own, topic, encoded, headers=headers, retain=retain)
         while not ticket.done and not self._ended:
             await self._change()
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription, or to none; see Router."""
         self._check(encoded)
         blocked = self.relay.blocked(self._own, topic) if self._own.room else HERE
         if blocked is not None:
             raise Overloaded(method=topic, instance=self._name_of(blocked))
-        return self.relay.publish(self._own, topic, encoded, retain=retain)[1]
+        return self.relay.publish(self._own, topic, encoded, headers=headers, retain=retain)[1]
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

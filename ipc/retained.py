@@ -39,6 +39,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True):
     generation: int
     stamp: int
     at: float
+    headers: dict[str, str] | None = None
 
 
 _decoder = msgspec.msgpack.Decoder(_Record)
@@ -62,7 +63,7 @@ class Retained:
     def __repr__(self) -> str:
         return f"<Retained in {self._folder}>"
 
-    def put(self, topic: str, payload: bytes) -> int:
+    def put(self, topic: str, payload: bytes, headers: dict[str, str] | None = None) -> int:
         """Keep a value as its topic's last and return its stamp.
 
         Raises:
@@ -74,7 +75,7 @@ class Retained:
             stamp = next(self._stamps)
             me = self._publisher
             data = msgspec.msgpack.encode(
-                _Record(topic, self_contained(payload), me.name, me.generation, stamp, time.time())
+                _Record(topic, self_contained(payload), me.name, me.generation, stamp, time.time(), headers)
             )
             name = _name_of(topic)
             if name not in self._known:
@@ -103,7 +104,7 @@ class Retained:
         shift = time.monotonic() - time.time()
         return [
             (
-                MessageReceived(0, one.topic, one.payload, None, one.at + shift, one.stamp),
+                MessageReceived(0, one.topic, one.payload, one.headers, one.at + shift, one.stamp),
                 Kept(Identity(one.publisher, 0, one.generation)),
             )
             for one in sorted(found, key=lambda one: one.at)

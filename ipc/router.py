@@ -62,11 +62,11 @@ class Router(Reach, Protocol):
         """Ask everybody who serves `name`, and return what each one answered."""
         ...
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription of a topic, waiting for those that are full."""
         ...
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription of a topic, or to none."""
         ...
 

@@ -181,15 +181,15 @@ class Exchange(StandaloneHost):
 
         return list(await asyncio.gather(*(one(peer) for peer in tuple(self.clients.values()))))
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
         self._require_open()
-        await self.topics.publish(topic, encoded, retain=retain)
+        await self.topics.publish(topic, encoded, headers=headers, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to all or to none; see Router."""
         self._require_open()
-        return self.topics.publish_nowait(topic, encoded, retain=retain)
+        return self.topics.publish_nowait(topic, encoded, headers=headers, retain=retain)
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

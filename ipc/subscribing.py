@@ -120,7 +120,7 @@ class Subscriptions:
 
     # publishing
 
-    async def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    async def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Hand a message to the server, waiting for credit and for a connection; see Router."""
         while True:
             link = await self._usable(topic)
@@ -128,15 +128,17 @@ class Subscriptions:
                 await self._change()
                 continue
             with contextlib.suppress(ConnectionLost):  # it ended just now: nothing was written
-                link.relay(lambda topics: topics.publish(topic, encoded, retain=retain))
+                link.relay(lambda topics: topics.publish(topic, encoded, headers=headers, retain=retain))
                 await link.drained()
                 return
 
-    def publish_nowait(self, link: Link | None, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(
+        self, link: Link | None, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool
+    ) -> int:
         """Hand a message to the server, or not; see Router."""
         if link is None or link.full or not link.connection.topics.room:
             raise Overloaded(method=topic)
-        link.relay(lambda topics: topics.publish(topic, encoded, retain=retain))
+        link.relay(lambda topics: topics.publish(topic, encoded, headers=headers, retain=retain))
         return 1
 
     def look_again(self) -> None:

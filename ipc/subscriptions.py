@@ -15,9 +15,10 @@ from typing import Any, cast, get_args
 from smartipc.ipc.contracts import Topic, check_count, check_pattern
 from smartipc.ipc.control import Overflow, SubscribeRequest, flight
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, SlowConsumer
-from smartipc.ipc.message import NO_HEADERS, IpcMessage, epoch
+from smartipc.ipc.message import NO_HEADERS, IpcMessage, SharedHeaders, epoch
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.protocol.handshake import Identity
+from smartipc.ipc.tracing import TRACE_HEADER
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.attachments import size_of
 from smartipc.ipc.wire.text import sentence_of
@@ -64,10 +65,12 @@ class Batch:
     timestamp: float
     topic: str
     count: int
+    headers: SharedHeaders
+    trace: str | None
 
     def message(self, payload: Any) -> IpcMessage[Any]:
         """Return the message of one payload; the iteration does the same by itself, without a call."""
-        return IpcMessage(payload, 0, self.sender, NO_HEADERS, self.timestamp, None, None, 1, self.topic)
+        return IpcMessage(payload, 0, self.sender, self.headers, self.timestamp, None, self.trace, 1, self.topic)
 
 
 @dataclass(slots=True)
@@ -102,7 +105,7 @@ class Inbox:
     """The last one that did not fit the topic's type."""
     error: SlowConsumer | None = None
     """Why the subscription ended by itself; raised behind the last message that was kept."""
-    batch: Batch = field(default_factory=lambda: Batch(None, [], "", 0.0, "", 0))
+    batch: Batch = field(default_factory=lambda: Batch(None, [], "", 0.0, "", 0, NO_HEADERS, None))
     """The batch that is being taken, or the one before it."""
     _origins: dict[Any, _Origin] = field(default_factory=dict)
     _topics: dict[str, _Item] = field(default_factory=dict)
@@ -143,12 +146,13 @@ class Inbox:
         if not payloads:
             return 0
         sender, when = link.peer.name if link.peer else "", epoch(event.received_at)
+        headers, trace = _opened(event.headers)
         step = max(1, self.window // _SHARE)
         for start in range(0, len(payloads), step):
             some = payloads[start : start + step]
             some.reverse()
             last = some.pop(0)
-            batch = Batch(last, some, sender, when, event.topic, len(some) + 1)
+            batch = Batch(last, some, sender, when, event.topic, len(some) + 1, headers, trace)
             self.waiting.append(_Item(None, link, 0, batch))
         return len(payloads)
 
@@ -180,10 +184,12 @@ class Inbox:
             self._pass_on(missed)
             self.refused = event
             return error, link, owed
+        headers, trace = _opened(event.headers)
         message = IpcMessage(
             payload=payload,
             sender=event.sender or (link.peer.name if link.peer else ""),
-            headers=event.headers or NO_HEADERS,
+            headers=headers,
+            trace=trace,
             timestamp=epoch(event.received_at),
             topic=event.topic,
             missed=missed,
@@ -344,6 +350,14 @@ class Inbox:
             return False
         self._stamps[event.topic] = (peer.name, peer.generation, event.stamp)
         return True
+
+
+def _opened(headers: dict[str, str] | None) -> tuple[SharedHeaders, str | None]:
+    """Return what the headers of a message are to its reader, and its trace."""
+    if not headers:
+        return NO_HEADERS, None
+    rest = {name: value for name, value in headers.items() if name != TRACE_HEADER}
+    return SharedHeaders(rest) if rest else NO_HEADERS, headers.get(TRACE_HEADER)
 
 
 def subscription_of(

@@ -303,10 +303,10 @@ class Link:
         say(self.connection.topics)
         self._push()
 
-    def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
+    def publish_batch(self, number: int, topic: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
         """Send several messages in one frame, as Connection.publish_batch; raises ConnectionLost as notify does."""
         self._require_open(topic)
-        self.connection.publish_batch(number, topic, payload)
+        self.connection.publish_batch(number, topic, payload, headers=headers)
         self._push()
 
     def burst(self) -> None:

@@ -143,8 +143,8 @@ class QuietHost:
 
     def on_messages(self, link: Any, event: MessagesReceived) -> None:
         """Take them apart."""
-        for payload in apart(event, link):
-            self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
+        for one in messages_of(event, link):
+            self.on_message(link, one)
 
     def on_consumed(self, link: Any, event: ConsumedReceived) -> None:
         """Ignore it."""
@@ -166,6 +166,14 @@ def apart(event: NotifiesReceived | MessagesReceived, link: Any) -> list[bytes]:
     except InvalidPayload as error:
         log.warning("malformed batch of %s dropped: %s", link.peer.name if link.peer else "a peer", shown(error.reason))
         return []
+
+
+def messages_of(event: MessagesReceived, link: Any) -> list[MessageReceived]:
+    """Return the messages of a batch, none if it is malformed."""
+    return [
+        MessageReceived(event.number, event.topic, payload, event.headers, event.received_at)
+        for payload in apart(event, link)
+    ]
 
 
 def requests_of(event: RequestsReceived, link: Any) -> list[RequestReceived]:

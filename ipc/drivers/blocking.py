@@ -452,10 +452,10 @@ class Link:
             wait=wait,
         )
 
-    def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
+    def publish_batch(self, number: int, topic: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
         """Send several messages in one frame, as Connection.publish_batch, never waiting; raises as notify does."""
         self._require_open(topic)
-        self._say(lambda: self.connection.publish_batch(number, topic, payload), topic, wait=False)
+        self._say(lambda: self.connection.publish_batch(number, topic, payload, headers=headers), topic, wait=False)
 
     def relay(self, say: Callable[[Topics], None], *, wait: bool = True) -> None:
         """Let `say` queue something of the connection's topics, and send it; raises, and waits, as publish does."""

@@ -494,21 +494,22 @@ class Connection:
         """
         self._check(len(payload))
         head = self._head(heads.MessageHead(topic, headers, stamp > 0, stamp, sequence, sender))
-        if headers is None and not stamp and not sequence and not sender:
+        if not stamp and not sequence and not sender:
             self._out.join(_MSG, number, head, payload, key=number)
         else:
             self._out.add(_MSG, number, head, payload, key=number)
 
-    def publish_batch(self, number: int, topic: str, payload: bytes) -> None:
+    def publish_batch(self, number: int, topic: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
         """Queue several messages for one subscription as one frame: a MessagePack array of at most a chunk.
 
-        Only for peers that know the feature "batch".
+        Only for peers that know the feature "batch". The headers are those of each of them.
 
         Raises:
+            FrameTooLarge: the headers exceed the limit of a head.
             LocalProtocolError: as request.
         """
         self._check(0)
-        self._out.add(_MSG_BATCH, number, self._head(heads.MessageHead(topic)), payload, key=number)
+        self._out.add(_MSG_BATCH, number, self._head(heads.MessageHead(topic, headers)), payload, key=number)
 
     @property
     def batching(self) -> bool:
@@ -730,7 +731,7 @@ class Connection:
     def _on_messages(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         fields = heads.decode(head, heads.MessageHead)
         self.tally.messages += count_of(payload)
-        events.append(MessagesReceived(ident, fields.topic, payload, now))
+        events.append(MessagesReceived(ident, fields.topic, payload, now, fields.headers))
 
     def _on_ack(self, ident: int, head: bytes, payload: bytes, now: float, events: list[Event]) -> None:
         count = heads.decode(head, heads.AckHead).consumed

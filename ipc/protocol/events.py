@@ -155,6 +155,8 @@ class MessagesReceived(msgspec.Struct, frozen=True, gc=False):
     topic: str
     payload: bytes
     received_at: float
+    headers: dict[str, str] | None = None
+    """Of each of them."""
 
 
 class ConsumedReceived(msgspec.Struct, frozen=True, gc=False):

@@ -287,16 +287,16 @@ class Line(Desk):
         """Return the one call: the server is everybody; see Router."""
         return [call]
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Hand a message to the server; see Router."""
-        self.topics.publish(topic, encoded, retain=retain)
+        self.topics.publish(topic, encoded, headers=headers, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Hand a message to the server, or not; see Router."""
         self.require_own()
         if self._ending.is_set():
             raise ConnectionLost(self.address, "this client is closed", method=topic, processed="no", retryable=False)
-        return self.topics.publish_nowait(self._at_hand(), topic, encoded, retain=retain)
+        return self.topics.publish_nowait(self._at_hand(), topic, encoded, headers=headers, retain=retain)
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

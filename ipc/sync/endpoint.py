@@ -28,7 +28,7 @@ from smartipc.ipc.errors import LocalProtocolError, RequestTimeout, SmartIpcErro
 from smartipc.ipc.flows import Reception, opening
 from smartipc.ipc.message import IpcMessage, Outcome, Peer
 from smartipc.ipc.options import LOOK_AHEAD, CallOptions, MapOptions, SubscribeOptions
-from smartipc.ipc.publications import published
+from smartipc.ipc.publications import headed, published
 from smartipc.ipc.resilience.dead_letters import DeadLetters
 from smartipc.ipc.sync.call import LONG, Call
 from smartipc.ipc.sync.hearing import Messages
@@ -350,30 +350,47 @@ class Endpoint:
 
     # topics
 
-    def publish(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> None:
+    def publish(
+        self,
+        topic: Topic[T] | str,
+        payload: T | Any,
+        *,
+        retain: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """Send to every subscription of the topic; waits while one whose policy is "block" has its window full.
 
         The message is written when this returns, but for a worker that publishes without end: then it is written with
         those that follow it, before anything else that the handle says or waits for, and within a millisecond unless
         something keeps the interpreter from other threads.
 
+        `headers` are strings that the subscribers see in their messages. Calls and messages from a handler, or from a
+        subscriber's function, belong to its trace.
+
         With `retain` the value is kept as the topic's last, for whoever subscribes later, also when this process is
         gone by then. An interrupt may leave the later subscriptions without it.
 
         Raises:
             InvalidPayload: it does not fit the topic's type.
-            FrameTooLarge: it exceeds the limit of a message.
-            LocalProtocolError: `retain` where nothing is kept.
+            FrameTooLarge: it exceeds the limit of a message, or the headers have more than 4 KiB.
+            LocalProtocolError: `retain` where nothing is kept, or the headers are not strings by strings.
         """
         gatherer = self._gatherer
-        if gatherer is not None and not retain and gatherer.add(topic, payload):
+        if gatherer is not None and not retain and headers is None and gatherer.add(topic, payload):
             return
         name, encoded = published(topic, payload)
-        self._router.publish(name, encoded, retain=retain)
-        if gatherer is not None and not retain and type(topic) is Topic:
+        self._router.publish(name, encoded, headers=headed(headers), retain=retain)
+        if gatherer is not None and not retain and headers is None and type(topic) is Topic:
             gatherer.follow(topic)
 
-    def publish_nowait(self, topic: Topic[T] | str, payload: T | Any, *, retain: bool = False) -> int:
+    def publish_nowait(
+        self,
+        topic: Topic[T] | str,
+        payload: T | Any,
+        *,
+        retain: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> int:
         """Send to every subscription, or to none, and return how many.
 
         Raises:
@@ -381,7 +398,7 @@ class Endpoint:
             InvalidPayload, LocalProtocolError: as publish.
         """
         name, encoded = published(topic, payload)
-        return self._router.publish_nowait(name, encoded, retain=retain)
+        return self._router.publish_nowait(name, encoded, headers=headed(headers), retain=retain)
 
     @overload
     def subscribe(self, topic: Topic[T], **options: Unpack[SubscribeOptions]) -> Messages[T]: ...

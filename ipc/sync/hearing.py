@@ -17,7 +17,7 @@ import msgspec
 from smartipc.ipc import control
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.control import Launch
-from smartipc.ipc.drivers.base import apart
+from smartipc.ipc.drivers.base import messages_of
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import (
     InvalidPayload,
@@ -31,6 +31,7 @@ from smartipc.ipc.retained import Retained
 from smartipc.ipc.routing.port import ControlPort
 from smartipc.ipc.subscriptions import Inbox, Kept, entered_twice, not_entered, subscription_of
 from smartipc.ipc.sync.serving import Server
+from smartipc.ipc.tracing import heard
 from smartipc.ipc.trust.gate import Gate
 from smartipc.ipc.wire.text import shown
 
@@ -170,10 +171,11 @@ class Messages(Generic[T]):
                     return
                 taken = self._inbox.take()
             message = self._given(taken)
-            if self.wants_message:
-                self.function(message.payload, message)
-            else:
-                self.function(message.payload)
+            with heard(message.trace):
+                if self.wants_message:
+                    self.function(message.payload, message)
+                else:
+                    self.function(message.payload)
         except Exception as error:  # the boundary of the user's subscriber
             log.exception("subscriber of %r raised", self)
             if self.letters is not None and (message is not None or isinstance(error, InvalidPayload)):
@@ -193,10 +195,7 @@ class Messages(Generic[T]):
             count = self._inbox.arrived_together(event, link)
         if count:
             return count if self.function is not None else 0
-        return sum(
-            self.arrived(MessageReceived(event.number, event.topic, payload, None, event.received_at), link)
-            for payload in apart(event, link)
-        )
+        return sum(self.arrived(one, link) for one in messages_of(event, link))
 
     def restore(self, events: list[tuple[MessageReceived, Kept]]) -> int:
         """Put the topics' last values in; return how many wait for a function."""
@@ -304,8 +303,8 @@ class Hub:
     def on_messages(self, link: Link, event: MessagesReceived) -> None:
         """Pass a batch on, as on_message."""
         if not self._gate.hears(link.peer, event.topic):
-            for payload in apart(event, link):
-                self.on_message(link, MessageReceived(event.number, event.topic, payload, None, event.received_at))
+            for one in messages_of(event, link):
+                self.on_message(link, one)
             return
         messages = self._open.get(event.number)
         if messages is not None:

@@ -61,25 +61,25 @@ class Publisher:
     def __repr__(self) -> str:
         return f"<Publisher to {len(self._lanes)} subscriptions>"
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription, waiting for credit of those that block; see Endpoint.publish."""
         self._caller.require_own()
         self.end_burst()
         _check_size(encoded)
-        stamp = self._retained.put(topic, encoded) if retain else 0
+        stamp = self._retained.put(topic, encoded, headers) if retain else 0
         targets = self._directory.state.subscribed(topic)
         plain = list(targets.plain)
         for one in plain:
             lane = self._lane(one)
             if lane.blocks:
-                while not (sent := self._sent(lane, topic, encoded, stamp)) and not self._over(lane):
+                while not (sent := self._sent(lane, topic, encoded, stamp, headers)) and not self._over(lane):
                     pass
                 if not sent:  # it left while we waited: whoever replaces it may have come meanwhile
                     plain += self._directory.state.successors(one, topic, plain)
             else:
-                self._offer(lane, topic, encoded, stamp)
+                self._offer(lane, topic, encoded, stamp, headers)
         for queue, _members in targets.queues:
-            while not self._shared(queue, topic, encoded, stamp):
+            while not self._shared(queue, topic, encoded, stamp, headers):
                 pass
 
     def add(self, topic: Topic[Any] | str, payload: Any) -> bool:
@@ -160,7 +160,16 @@ class Publisher:
         """Gather nothing in a forked child: what waits is the parent's to send."""
         self._burst = None
 
-    def _sent(self, lane: Lane, topic: str, encoded: bytes, stamp: int, *, anyway: bool = False) -> bool:
+    def _sent(
+        self,
+        lane: Lane,
+        topic: str,
+        encoded: bytes,
+        stamp: int,
+        headers: dict[str, str] | None,
+        *,
+        anyway: bool = False,
+    ) -> bool:
         """Send to one subscription, or wait a little for what keeps it from being sent."""
         state = self._directory.state
         entry = state.life(lane.one.instance, lane.one.generation)
@@ -171,7 +180,7 @@ class Publisher:
         except (ConnectFailed, BlockingIOError):
             self._caller.change(state, DIAL_AGAIN)
             return False
-        message = self._take(lane, topic, encoded, stamp)
+        message = self._take(lane, topic, encoded, stamp, headers)
         if message is not None:
             self._send(link, lane, message, wait=True)
             return True
@@ -179,7 +188,7 @@ class Publisher:
         self._flood.waited = True
         return False
 
-    def _shared(self, queue: str, topic: str, encoded: bytes, stamp: int) -> bool:
+    def _shared(self, queue: str, topic: str, encoded: bytes, stamp: int, headers: dict[str, str] | None) -> bool:
         """Give a message to one member of a queue, or wait a little while all of them are full."""
         members = dict(self._directory.state.subscribed(topic).queues).get(queue, ())
         if not members:
@@ -191,16 +200,16 @@ class Publisher:
         if one is not None:
             lane = self._lane(one)
             if not lane.blocks:
-                self._offer(lane, topic, encoded, stamp)
+                self._offer(lane, topic, encoded, stamp, headers)
                 return True
-            return self._sent(lane, topic, encoded, stamp, anyway=True)  # all of them leave, if this one does
+            return self._sent(lane, topic, encoded, stamp, headers, anyway=True)  # all of them leave, if this one does
         if links:
             self._caller.wait_any(list(links.values()), lambda: self._member(members) is not None)
         else:
             self._caller.change(self._directory.state, DIAL_AGAIN)
         return False
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription or to none; see Endpoint.publish_nowait."""
         self._caller.require_own()
         self.end_burst()
@@ -228,13 +237,13 @@ class Publisher:
                 if not link.flush() or not lane.room:
                     raise Overloaded(method=topic, instance=lane.one.instance)
             links.append((lane, link))
-        stamp = self._retained.put(topic, encoded) if retain else 0
+        stamp = self._retained.put(topic, encoded, headers) if retain else 0
         sent = 0
         for lane, link in links:
             if not lane.blocks:
-                self._offer(lane, topic, encoded, stamp)
+                self._offer(lane, topic, encoded, stamp, headers)
                 sent += 1
-            elif link is not None and (message := self._take(lane, topic, encoded, stamp)) is not None:
+            elif link is not None and (message := self._take(lane, topic, encoded, stamp, headers)) is not None:
                 self._send(link, lane, message, wait=False)
                 sent += 1
         return sent
@@ -271,10 +280,12 @@ class Publisher:
         except (ConnectFailed, BlockingIOError):
             return None
 
-    def _take(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> Outgoing | None:
+    def _take(
+        self, lane: Lane, topic: str, encoded: bytes, stamp: int, headers: dict[str, str] | None
+    ) -> Outgoing | None:
         """Use one credit up, if there is one."""
         with self._lock:
-            return lane.take(topic, encoded, stamp) if lane.room else None
+            return lane.take(topic, encoded, stamp, headers) if lane.room else None
 
     def _send(self, link: Link, lane: Lane, message: Outgoing, *, wait: bool) -> None:
         try:
@@ -282,6 +293,7 @@ class Publisher:
                 lane.one.number,
                 message.topic,
                 message.payload,
+                headers=message.note,
                 stamp=message.stamp,
                 sequence=message.sequence,
                 wait=wait,
@@ -293,16 +305,16 @@ class Publisher:
                 lane.give_back(message)
             log.warning("message on %s is too large for %s", message.topic, lane.one.instance)
 
-    def _offer(self, lane: Lane, topic: str, encoded: bytes, stamp: int) -> None:
+    def _offer(self, lane: Lane, topic: str, encoded: bytes, stamp: int, headers: dict[str, str] | None) -> None:
         """Send to a subscription that drops, or let the message wait there; nobody waits for it."""
         link = self._link(lane)
         if link is not None and not lane.room:
             link.pump(0)
         with self._lock:
             if link is not None and lane.room:
-                self._send(link, lane, lane.take(topic, encoded, stamp), wait=False)
+                self._send(link, lane, lane.take(topic, encoded, stamp, headers), wait=False)
             else:
-                lane.keep(topic, encoded, stamp)
+                lane.keep(topic, encoded, stamp, note=headers)
         if lane.pending and link is not None:
             self._server.watch(link)
 
@@ -363,7 +375,7 @@ class Publisher:
         if members:
             lane = self._lane(self._member(members) or members[0])
             with self._lock:
-                lane.keep(message.topic, message.payload, message.stamp, anyway=True)
+                lane.keep(message.topic, message.payload, message.stamp, anyway=True, note=message.note)
             self._flush(lane)
 
     def drain(self, until: float) -> None:
@@ -404,7 +416,7 @@ class TopicBurst(Gathering):
         self._left -= count
         for lane, link in self._pairs:
             try:
-                link.publish_batch(lane.one.number, self.topic.name, body)
+                link.publish_batch(lane.one.number, self.topic.name, body, headers=self.headers)
             except ConnectionLost:  # its process is going: at most once
                 self.room = 0
         self.stuck = any(link.stuck for _lane, link in self._pairs)

@@ -200,7 +200,7 @@ class Topics:
 
     # the server itself
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Offer a message to every subscription, and wait until those that block have taken it; see Router.
 
         An interrupt ends the waiting, not the message.
@@ -210,11 +210,11 @@ class Topics:
         if not self._own.room:
             self._desk.wait(lambda: self._own.room or self._ended)
         with self._locked():
-            ticket, _count = self.relay.publish(self._own, topic, encoded, retain=retain)
+            ticket, _count = self.relay.publish(self._own, topic, encoded, headers=headers, retain=retain)
         if not ticket.done:
             self._desk.wait(lambda: ticket.done or self._ended)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription, or to none; see Router."""
         self._desk.require_own()
         self._check(encoded)
@@ -223,7 +223,7 @@ class Topics:
             blocked = self.relay.blocked(self._own, topic) if self._own.room else HERE
             if blocked is not None:
                 raise Overloaded(method=topic, instance=self._name_of(blocked))
-            return self.relay.publish(self._own, topic, encoded, retain=retain)[1]
+            return self.relay.publish(self._own, topic, encoded, headers=headers, retain=retain)[1]
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

@@ -65,11 +65,11 @@ class Router(Reach, Protocol):
         """Return one call for everybody who serves the method of `call`; each knows its `instance`."""
         ...
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription of a topic, waiting for those that are full."""
         ...
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to every subscription of a topic, or to none."""
         ...
 

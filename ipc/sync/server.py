@@ -150,15 +150,15 @@ class Exchange(Desk):
             for peer in list(self.clients.values())
         ]
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Send to every subscription of every client and our own; see Router."""
         self.require_open()
-        self.topics.publish(topic, encoded, retain=retain)
+        self.topics.publish(topic, encoded, headers=headers, retain=retain)
 
-    def publish_nowait(self, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> int:
         """Send to all or to none; see Router."""
         self.require_open()
-        return self.topics.publish_nowait(topic, encoded, retain=retain)
+        return self.topics.publish_nowait(topic, encoded, headers=headers, retain=retain)
 
     def subscribe(
         self, topic: Topic[Any] | str, *, queue: str | None, max_pending: int | None, overflow: str

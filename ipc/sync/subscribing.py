@@ -149,7 +149,7 @@ class Subscriptions:
 
     # publishing
 
-    def publish(self, topic: str, encoded: bytes, *, retain: bool) -> None:
+    def publish(self, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool) -> None:
         """Hand a message to the server, waiting for credit and for a connection; see Router."""
         self._desk.require_own()  # the link would refuse, too, but so it does when another thread takes the last credit
         while True:
@@ -158,7 +158,7 @@ class Subscriptions:
                 self._desk.wait(lambda link=link: link.closed or link.connection.topics.room)  # type: ignore[misc]
                 continue
             try:
-                link.relay(lambda topics: topics.publish(topic, encoded, retain=retain))
+                link.relay(lambda topics: topics.publish(topic, encoded, headers=headers, retain=retain))
             except ConnectionLost:
                 continue  # it ended just now: nothing was written
             except LocalProtocolError:
@@ -168,14 +168,16 @@ class Subscriptions:
             else:
                 return
 
-    def publish_nowait(self, link: Link | None, topic: str, encoded: bytes, *, retain: bool) -> int:
+    def publish_nowait(
+        self, link: Link | None, topic: str, encoded: bytes, *, headers: dict[str, str] | None, retain: bool
+    ) -> int:
         """Hand a message to the server, or not; see Router."""
         if link is not None and not link.connection.topics.room:
             link.pump(0)
         if link is None or not link.flush() or not link.connection.topics.room:
             raise Overloaded(method=topic)
         try:
-            link.relay(lambda topics: topics.publish(topic, encoded, retain=retain), wait=False)
+            link.relay(lambda topics: topics.publish(topic, encoded, headers=headers, retain=retain), wait=False)
         except ConnectionLost:
             raise Overloaded(method=topic) from None
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import msgspec
@@ -37,6 +38,30 @@ def test_a_server_reaches_its_clients_at_once_and_in_order(pair: Pair) -> None:
         got = take(messages, 300)
     assert [message.payload.number for message in got] == list(range(300))
     assert {(message.topic, message.sender, message.missed) for message in got} == {("jobs.done", "srv", 0)}
+
+
+def test_headers_and_a_trace_travel_with_a_message(pair: Pair) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with pair.server.subscribe("jobs.*") as at_server, pair.client.subscribe(jobs) as at_client:
+        for end in (pair.client, pair.server):
+            end.publish(jobs, Job(1), headers={"colour": "blue", "traceparent": trace})
+            end.publish(jobs, Job(2))
+            end.publish_nowait(jobs, Job(3), headers={"colour": "red"})
+        for messages in (at_server, at_client):
+            got = take(messages, 3)
+            assert [dict(message.headers) for message in got] == [{"colour": "blue"}, {}, {"colour": "red"}]
+            assert [message.trace for message in got] == [trace, None, None]
+            with pytest.raises(TypeError):
+                got[0].headers["colour"] = "green"
+            with pytest.raises(TypeError):
+                del got[0].headers["colour"]
+            assert pickle.loads(pickle.dumps(got[0].headers)) == {"colour": "blue"}
+        with pytest.raises(FrameTooLarge):
+            pair.client.publish(jobs, Job(4), headers={"colour": "blue" * 2000})
+        with pytest.raises(LocalProtocolError):
+            pair.server.publish(jobs, Job(4), headers={"colour": 1})
+        pair.client.publish(jobs, Job(5))
+        assert take(at_server, 1)[0].payload == {"number": 5}
 
 
 def test_a_client_reaches_the_server_and_not_itself(pair: Pair) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import uvloop
-from scenes import Scene, play
+from scenes import Scene, play, until
 from scenes import handle as scene_handle
 
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.errors import InvalidPayload
+from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.protocol.events import MessageReceived, MessagesReceived
 from smartipc.ipc.sync.testing import Stage
 from smartipc.ipc.tracing import TRACE_HEADER
@@ -285,6 +286,95 @@ def test_notifies_carry_payloads_of_any_size_and_refuse_what_does_not_fit(live: 
             while await p.request(ping, None) < 600:
                 pass
             assert seen == list(range(600))
+
+    live(scene)
+
+
+def test_published_messages_belong_to_the_trace_of_what_publishes_them(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with (
+            handle(stage, "p") as p,
+            handle(stage, "w") as w,
+            handle(stage, "s") as s,
+            s.subscribe(items) as messages,
+        ):
+            batches: list[int] = []
+            arrived = s._hub.on_messages
+
+            def count(link: object, event: MessagesReceived) -> None:
+                batches.append(1)
+                arrived(link, event)  # type: ignore[arg-type]
+
+            s._hub.on_messages = count  # type: ignore[method-assign]
+            traces: list[str | None] = []
+
+            @w.handler("tell")
+            async def _(first: int, message: IpcMessage[int]) -> None:
+                traces.append(message.trace)
+                for number in range(first, first + 300):
+                    await w.publish(items, Item(number))
+
+            await p.publish(items, Item(-1))
+            assert [(one.trace, one.headers) for one in [await anext(messages)]] == [(None, {})]
+            await w.publish(items, Item(-2))
+            assert (await anext(messages)).trace is None
+            await asyncio.gather(p.request("w.tell", 0), p.request("w.tell", 300))
+            got = [await anext(messages) for _ in range(600)]
+            assert [one.payload.number for one in got] == list(range(600))
+            assert [one.trace for one in got] == [traces[0]] * 300 + [traces[1]] * 300
+            assert traces[0] != traces[1]
+            assert 1 <= len(batches) < 20, "one trace is one burst"
+
+    live(scene)
+
+
+def test_a_burst_ends_where_the_trace_changes(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "p") as p, handle(stage, "s") as s, s.subscribe(items) as messages:
+
+            @p.handler("say")
+            async def _(number: int, message: IpcMessage[int]) -> str | None:
+                await p.publish(items, Item(number))
+                return message.trace
+
+            told = [await p.request("p.say", number) for number in range(20)]
+            got = [await anext(messages) for _ in range(20)]
+            assert [one.payload.number for one in got] == list(range(20))
+            assert [one.trace for one in got] == told
+            assert len(set(told)) == 20
+            # and back to none
+            for number in range(100):
+                await p.publish(items, Item(number))
+            assert {one.trace for one in [await anext(messages) for _ in range(100)]} == {None}
+
+    live(scene)
+
+
+def test_what_a_subscriber_says_belongs_to_the_trace_of_its_message(live: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        async with handle(stage, "p") as p, handle(stage, "s") as s, handle(stage, "x") as x:
+            seen: list[str | None] = []
+            traces: list[str | None] = []
+            x.handler("take")(lambda _payload, message: traces.append(message.trace))
+
+            @s.subscriber(items)
+            async def _(item: Item, message: IpcMessage[Item]) -> None:
+                seen.append(message.trace)
+                await s.request("x.take", item.number)
+
+            @p.handler("tell")
+            async def _(_: None) -> None:
+                await p.publish(items, Item(1))
+
+            s._deliver()
+            await s._subscribers[0][0].registered.wait()
+            await x.request("p.tell")
+            await until(lambda: traces)
+            await p.publish(items, Item(2))
+            await until(lambda: len(traces) == 2)
+            assert traces[0] == seen[0] is not None
+            assert seen[1] is None
+            assert traces[1] not in (None, traces[0])
 
     live(scene)
 

@@ -11,6 +11,7 @@ from smartipc.ipc import control
 from smartipc.ipc.contracts import Topic
 from smartipc.ipc.gathering import Gathering
 from smartipc.ipc.routing.directory import Directory
+from smartipc.ipc.tracing import heard
 from smartipc.ipc.wire import codec
 
 
@@ -61,6 +62,21 @@ def test_nothing_is_added_once_the_directory_is_another() -> None:
     assert sent.add(1)
     directory.apply(control.Directory(1, (), (), full=True))
     assert not sent.add(2)
+
+
+def test_a_gathering_is_of_one_trace() -> None:
+    sent = Sent(int)
+    assert sent.add(1)
+    with heard("00-1-2-01"):
+        assert not sent.add(2)
+        within = Sent(int)
+        assert within.add(3)
+        assert within.headers == {"traceparent": "00-1-2-01"}
+    assert sent.headers is None
+    assert sent.add(4)
+    assert not within.add(5)
+    sent.leave()
+    assert sent.batches == [[1, 4]]
 
 
 def test_half_a_message_that_was_interrupted_does_not_leave() -> None:

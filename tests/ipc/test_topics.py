@@ -270,7 +270,7 @@ def test_a_late_subscriber_gets_the_last_value_also_of_the_dead(live: Callable[[
             await p.publish("state.a", 2, retain=True)
             assert p.publish_nowait("state.b", 3, retain=True) == 0
             await p.publish("state.c", 4)
-            await p.publish("state." + "x" * 240, 5, retain=True)
+            await p.publish("state." + "x" * 240, 5, retain=True, headers={"colour": "blue"})
         stage.set("p:0", "failed", ExitFacts(code=1))
         async with handle(stage, "s") as s:
             async with s.subscribe("state.*") as messages:
@@ -278,6 +278,7 @@ def test_a_late_subscriber_gets_the_last_value_also_of_the_dead(live: Callable[[
             assert [(one.payload, one.sender, one.missed) for one in first] == [
                 (2, "p:0", 0), (3, "p:0", 0), (5, "p:0", 0)
             ]  # fmt: skip
+            assert [one.headers for one in first] == [{}, {}, {"colour": "blue"}]
             assert abs(first[0].timestamp - time.time()) < 20
             async with s.subscribe(Topic("state.b", int), overflow="latest") as messages:
                 assert (await anext(messages)).payload == 3

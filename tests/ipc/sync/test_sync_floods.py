@@ -13,6 +13,7 @@ import pytest
 
 from smartipc.ipc.contracts import Method, Topic
 from smartipc.ipc.errors import InvalidPayload, LocalProtocolError, Overloaded
+from smartipc.ipc.message import IpcMessage
 from smartipc.ipc.sync import SmartIpc, flushing
 from smartipc.ipc.sync.flushing import Flood
 from smartipc.ipc.sync.hearing import Messages
@@ -26,6 +27,7 @@ class Item(msgspec.Struct, frozen=True):
 
 items = Topic("items.new", Item)
 ping = Method("reader.ping", type(None), int)
+tell = Method("teller.tell", int, type(None))
 
 
 class Reader:
@@ -117,6 +119,42 @@ def test_a_flood_arrives_in_batches_whole_and_in_order(stage: Stage, writer: Sma
             assert reader.done.wait(20)
             assert reader.got == list(range(20_000))
             assert reader.alone < 10_000
+
+
+def test_floods_of_handlers_belong_to_their_traces(stage: Stage) -> None:
+    seen: list[IpcMessage[Item]] = []
+    traces: list[str | None] = []
+    entered, done = threading.Event(), threading.Event()
+
+    def read(ipc: SmartIpc) -> None:
+        with ipc.subscribe(items) as messages:
+            entered.set()
+            while len(seen) < 4001 and (message := messages.receive(20)) is not None:
+                seen.append(message)
+        done.set()
+        ipc.stopped()
+
+    def write(ipc: SmartIpc) -> None:
+        @ipc.handler(tell)
+        def _(first: int, message: IpcMessage[int]) -> None:
+            traces.append(message.trace)
+            flood(ipc, range(first, first + 2000))
+
+        ipc.serve()
+
+    with stage.running(stage.add("reader"), read), stage.running(stage.add("teller"), write):
+        assert entered.wait(10)
+        ipc = stage.handle(stage.add("asker"))
+        ipc.request(tell, 0)
+        ipc.request(tell, 2000)
+        ipc.publish(items, Item(4000))
+        assert done.wait(20)
+        ipc._close(1)
+    assert [message.trace for message in seen if message.payload.number < 4000] == [traces[0]] * 2000 + [
+        traces[1]
+    ] * 2000
+    assert [message.trace for message in seen if message.payload.number == 4000] == [None]
+    assert len({*traces, None}) == 3
 
 
 def test_the_last_of_a_flood_leave_although_nothing_else_is_said(stage: Stage, writer: SmartIpc) -> None:

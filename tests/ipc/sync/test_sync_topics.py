@@ -46,6 +46,36 @@ def test_messages_arrive_in_order_and_typed(stage: Stage) -> None:
     assert (got[0].topic, got[0].sender, got[0].missed) == ("items.new", "writer:0", 0)
 
 
+def test_what_a_subscriber_says_belongs_to_the_trace_of_its_message(stage: Stage) -> None:
+    heard: list[str | None] = []
+    traces: list[str | None] = []
+
+    def reader(ipc: SmartIpc) -> None:
+        @ipc.subscriber(items)
+        def _(_item: Item, message: IpcMessage[Item]) -> None:
+            heard.append(message.trace)
+            ipc.notify("asked.note", None)
+
+        ipc.serve()
+
+    def asked(ipc: SmartIpc) -> None:
+        ipc.handler("note")(lambda _payload, message: traces.append(message.trace))
+        ipc.handler("tell")(lambda number: ipc.publish(items, Item(number)))
+        ipc.serve()
+
+    with stage.running(stage.add("asked"), asked), stage.running(stage.add("reader"), reader):
+        ipc = stage.handle(stage.add("writer"))
+        wait_for(lambda: ipc.peers["reader"][0].ready, "the subscriber")
+        ipc.request("asked.tell", 1)
+        wait_for(lambda: traces, "a note")
+        ipc.publish(items, Item(2))
+        wait_for(lambda: len(traces) == 2, "the other note")
+        ipc._close(1)
+    assert traces[0] == heard[0] is not None
+    assert heard[1] is None
+    assert traces[1] not in (None, traces[0])
+
+
 def test_patterns_and_several_subscribers(stage: Stage) -> None:
     got: dict[str, list[str]] = {"one": [], "rest": [], "all": []}
     entered = threading.Barrier(4)
