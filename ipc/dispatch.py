@@ -28,6 +28,8 @@ from smartipc.ipc.wire.heads import Fault
 
 ENDING = (KeyboardInterrupt, SystemExit)
 """What ends a program, whoever raises it. Whatever else a handler of an async worker raises stays its own affair."""
+LONGEST = 20 * 86400.0
+"""Seconds of the longest deadline; what is asked for beyond is cut to it. Kernels count 24 days in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +236,11 @@ def contract_of(method: Method[Any, Any] | str, reply_type: Any) -> Method[Any, 
     """Return the contract of a method that may be given by its name.
 
     Raises:
-        LocalProtocolError: it is neither a Method nor a name.
+        LocalProtocolError: it is neither a Method nor a name, or the type is none.
         ValueError: the name is malformed.
     """
+    if reply_type is not None:
+        codec.check_type(reply_type, "reply_type")
     if isinstance(method, str):
         wanted: Any = Any  # a type like any other, but not for type checkers
         return Method(method, wanted, wanted if reply_type is None else reply_type)
@@ -263,8 +267,7 @@ def seconds_for(
     seconds = timeout if timeout is not None else (contract.timeout if contract is not None else DEFAULT_TIMEOUT)
     if not _is_finite(seconds):
         raise LocalProtocolError(f"timeout must be a number of seconds, got {seconds!r}: every call has a deadline")
-    if deadline is not None:
-        seconds = min(seconds, deadline - now)
+    seconds = min(seconds, LONGEST if deadline is None else deadline - now)
     if seconds <= 0:
         raise RequestTimeout(timeout, "the deadline has passed already", processed="no")
     return seconds
@@ -296,6 +299,16 @@ def check_subscriber(topic: Topic[Any] | str, function: Callable[..., Any]) -> b
     return wants
 
 
+def check_peer(to: object) -> None:
+    """Look at what was given as `to=`.
+
+    Raises:
+        LocalProtocolError: it is no Peer.
+    """
+    if not isinstance(to, Peer):
+        raise LocalProtocolError(f"to= must be a Peer, of ipc.peers or server.clients, got {to!r}")
+
+
 @functools.lru_cache(maxsize=1024)
 def worker_of(address: str) -> str:
     """Return the worker part of "worker.method".
@@ -313,8 +326,9 @@ def pinned(worker: str, to: Peer, slot: int | None) -> int:
     """Return the slot that `to=` stands for.
 
     Raises:
-        LocalProtocolError: it is an instance of another worker, or `slot=` says otherwise.
+        LocalProtocolError: it is no Peer, an instance of another worker, or `slot=` says otherwise.
     """
+    check_peer(to)
     if to.name != f"{worker}:{to.slot}" or slot not in (None, to.slot):
         raise LocalProtocolError(f"to={to.name} does not go with a call to {worker}")
     return to.slot

@@ -135,6 +135,8 @@ class Endpoint:
         """
         if self._topic_burst is not None:
             self._end_burst()
+        if reply_type is not None:
+            codec.check_type(reply_type, "reply_type")
         name, encoded = request_payload(method, payload)
         headers = with_trace(headers)
         contract = method if isinstance(method, Method) else None

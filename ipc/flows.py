@@ -158,10 +158,12 @@ def opening(contract: Stream[Any, Any] | str, request: Any, item_type: Any) -> t
 
     Raises:
         InvalidPayload: the request does not fit; nothing was sent.
-        LocalProtocolError: `contract` is neither a Stream nor a name.
+        LocalProtocolError: `contract` is neither a Stream nor a name, or the item type is none.
     """
     if not isinstance(contract, (str, Stream)):
         raise LocalProtocolError(misuse(contract, "a Stream or a name such as 'worker.stream'"))
+    if item_type is not None:
+        codec.check_type(item_type, "item_type")
     if isinstance(contract, str):
         wanted = Any if item_type is None else item_type
         return contract, codec.encode(request, method=contract), wanted, ()

@@ -65,7 +65,7 @@ class Messages(Generic[T]):
         self._inherited = False
         self.registered = asyncio.Event()
         """Set as soon as later publishes reach it, or it is known that they never will."""
-        self._wake: asyncio.Future[None] | None = None
+        self._wakes: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
         return f"<Messages {self._inbox.pattern!r}, {len(self._inbox.waiting)} waiting>"
@@ -124,8 +124,14 @@ class Messages(Generic[T]):
                 raise StopAsyncIteration
             if not self._entered:
                 raise LocalProtocolError(not_entered(self._inbox.pattern, "async with"))
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
+            wake = asyncio.get_running_loop().create_future()
+            self._wakes.append(wake)
+            try:
+                await wake
+            except asyncio.CancelledError:
+                if wake in self._wakes:
+                    self._wakes.remove(wake)
+                raise
         message, link, owed = self._inbox.take()
         if owed is not None:
             link.consumed(self._inbox.number, owed)
@@ -162,8 +168,11 @@ class Messages(Generic[T]):
         self._inbox.forget(link)
 
     def _wake_up(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if self._wakes:
+            wakes, self._wakes = self._wakes, []
+            for wake in wakes:
+                if not wake.done():
+                    wake.set_result(None)
 
 
 class Hub:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from smartipc.ipc import links
 from smartipc.ipc.address import parse
 from smartipc.ipc.contracts import Topic
-from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.dispatch import Registry, check_peer
 from smartipc.ipc.drivers.aio import Link
 from smartipc.ipc.drivers.base import RemoteFault, Resume
 from smartipc.ipc.endpoint import Endpoint
@@ -200,6 +200,7 @@ class Exchange(StandaloneHost):
     def _link_of(self, name: str, to: Peer | None, slot: int | None, key: str | None) -> tuple[Link, Peer]:
         if to is None or slot is not None or key is not None:
             raise LocalProtocolError("a server calls one of its clients: say to=, one of server.clients")
+        check_peer(to)
         for link, peer in self.clients.items():
             if peer.slot == to.slot:
                 return link, peer

@@ -366,13 +366,15 @@ def subscription_of(
     """Check the arguments of subscribe and return its empty inbox.
 
     Raises:
-        LocalProtocolError: an unknown policy, an empty queue name, or room for less than one message.
+        LocalProtocolError: an unknown policy, a queue without a name, or room for less than one message.
         ValueError: the pattern is malformed, or in the reserved namespace "$sys.".
     """
     if overflow not in get_args(Overflow):
         raise LocalProtocolError(f"overflow must be one of {', '.join(get_args(Overflow))}, not {overflow!r}")
     if queue == "":
         raise LocalProtocolError("the name of a queue must not be empty")
+    if queue is not None and not isinstance(queue, str):
+        raise LocalProtocolError(f"queue must be a name, got {queue!r}")
     window = DEFAULT_WINDOW if max_pending is None else max_pending
     check_count("max_pending", window)
     pattern, payload_type = (topic.name, topic.payload) if isinstance(topic, Topic) else (check_pattern(topic), Any)

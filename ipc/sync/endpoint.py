@@ -129,6 +129,8 @@ class Endpoint:
             value = self._router.ask(method, payload)
             if value is not LONG:
                 return value
+        if reply_type is not None:
+            codec.check_type(reply_type, "reply_type")
         contract = method if isinstance(method, Method) else None
         call = _call(method, payload, contract, timeout=timeout, to=to, slot=slot, key=key, headers=headers)
         return decoded_reply(self._router.request(call), contract, reply_type, call.method)

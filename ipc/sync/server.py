@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 
 from smartipc.ipc import links
 from smartipc.ipc.contracts import Topic
-from smartipc.ipc.dispatch import Registry
+from smartipc.ipc.dispatch import Registry, check_peer
 from smartipc.ipc.drivers.blocking import Link
 from smartipc.ipc.errors import ConnectionLost, LocalProtocolError
 from smartipc.ipc.links import EndSnapshot
@@ -170,6 +170,7 @@ class Exchange(Desk):
         to = call.to
         if to is None or call.slot is not None or call.key is not None:
             raise LocalProtocolError("a server calls one of its clients: say to=, one of server.clients")
+        check_peer(to)
         call.where = to.name
         for link, peer in list(self.clients.items()):
             if peer.slot == to.slot:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from smartipc.ipc.errors import InvalidPayload
+from smartipc.ipc.errors import InvalidPayload, LocalProtocolError
 from smartipc.ipc.wire.attachments import Payload, payload
 from smartipc.ipc.wire.depth import MAX_DEPTH, SHALLOW, is_open_ended, too_deep
 from smartipc.ipc.wire.text import sentence_of
@@ -108,6 +108,18 @@ def decoder_for(wanted: Any) -> msgspec.msgpack.Decoder[Any]:
         return decoder
     except TypeError:  # not hashable, such as Annotated with a dict in it
         return msgspec.msgpack.Decoder(wanted, ext_hook=_extension, dec_hook=_buffer_of_bytes)
+
+
+def check_type(wanted: Any, option: str) -> None:
+    """Look at a type that `option` asks for, before anything is sent.
+
+    Raises:
+        LocalProtocolError: payloads cannot be read into it.
+    """
+    try:
+        decoder_for(wanted)
+    except TypeError as error:
+        raise LocalProtocolError(f"{option} must be a type of payloads, got {wanted!r}: {error}") from None
 
 
 def _decode_buffers(data: bytes | memoryview, wanted: Any) -> Any:

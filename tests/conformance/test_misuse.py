@@ -45,6 +45,16 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "no timeout ever": (lambda it: it.request("echo", 1, timeout=float("inf")), "every call has a deadline"),
     "a timeout of nothing": (lambda it: it.request("echo", 1, timeout=float("nan")), "must be a number of seconds"),
+    "a queue by number": (lambda it: it.it.subscribe("a", queue=5), "queue must be a name, got 5"),
+    "a reply of no type": (
+        lambda it: it.request("echo", 1, reply_type=5),
+        "reply_type must be a type of payloads, got 5",
+    ),
+    "replies of no type": (lambda it: list(it.map("echo", [1], reply_type=5)), "reply_type must be a type of payloads"),
+    "items of no type": (
+        lambda it: it.it.open_stream("s", 1, item_type=5),
+        "item_type must be a type of payloads",
+    ),
     "half a place": (lambda it: it.it.subscribe("a", max_pending=1.5), "max_pending must be a whole number"),
     "places in words": (lambda it: it.it.subscribe("a", max_pending="5"), "max_pending must be a whole number"),
     "no place": (lambda it: it.it.subscribe("a", max_pending=0), "of at least 1, got 0"),
@@ -99,6 +109,20 @@ def test_a_timeout_that_is_over_is_a_timeout(pair: Pair) -> None:
         with pytest.raises(RequestTimeout) as caught:
             pair.client.request("echo", 1, timeout=timeout)
         assert caught.value.processed == "no"
+
+
+@pytest.mark.parametrize("timeout", [1e9, 1e18, 2**63, 10**400, 1e300], ids=str)
+def test_a_timeout_of_ages_is_one_of_weeks(pair: Pair, timeout: float) -> None:
+    assert pair.client.request("echo", 1, timeout=timeout) == 1
+    assert list(pair.client.map("echo", [1, 2], timeout=timeout)) == [1, 2]
+    pair.client.notify("echo", 1, timeout=timeout)
+    assert [one.value for one in pair.client.broadcast("echo", 1, timeout=timeout)] == [1]
+
+
+def test_a_server_asks_peers(pair: Pair) -> None:
+    for to in (5, "one"):
+        with pytest.raises(LocalProtocolError, match=r"to= must be a Peer, .* got"):
+            pair.server.request("echo", 1, to=to)
 
 
 def test_a_closed_client_says_so(pair: Pair) -> None:

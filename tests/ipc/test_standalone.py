@@ -152,6 +152,23 @@ def test_cancelling_a_caller_cancels_the_handler_on_either_side(address: str) ->
     run(main())
 
 
+def test_tasks_share_a_subscription(address: str) -> None:
+    """As they would a queue: each message goes to one; those that give up take nothing with them."""
+
+    async def main() -> None:
+        async with both(address) as (server, client), client.subscribe("numbers") as messages:
+            readers = [asyncio.create_task(anext(messages)) for _ in range(5)]
+            await asyncio.sleep(0)
+            readers.pop(1).cancel()
+            for number in range(3):
+                await server.publish("numbers", number)
+            await until(lambda: sum(reader.done() for reader in readers) == 3)
+            await server.publish("numbers", 3)
+            assert sorted(message.payload for message in await asyncio.gather(*readers)) == [0, 1, 2, 3]
+
+    run(main())
+
+
 def test_closing_that_is_cancelled_closes_at_once(address: str) -> None:
     """Wherever it waits: for its own handler, for an unanswered call, for its keeper."""
 
