@@ -88,6 +88,13 @@ class Guard:
         self._groups.pop(pid, None)
         self._change(pid, there=False)
 
+    def follow(self, pid: int, to: int) -> None:
+        """Take another group for the one of a life, with the same grace; at once: nothing else ends that in peace."""
+        grace = self._groups[pid]
+        self.remove(pid)
+        self.add(to, grace)
+        self._tell()
+
     def _change(self, pid: int, *, there: bool) -> None:
         self._untold[pid] = there
         if len(self._untold) >= _MANY:

@@ -310,13 +310,12 @@ class ProcessHost:
         Raises:
             OSError: there is no such process.
         """
-        pidfd = os.pidfd_open(pid)
         group = os.getpgid(pid)
+        pidfd = os.pidfd_open(pid)
         self._loop.remove_reader(life.pidfd)
         os.close(life.pidfd)
         if group != life.group:
-            self._guard.remove(life.group)
-            self._guard.add(group, 0.0)
+            self._guard.follow(life.group, group)
         life.pid, life.pidfd, life.group = pid, pidfd, group
         self._loop.add_reader(life.pidfd, self._died, life)
 

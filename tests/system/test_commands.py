@@ -59,8 +59,14 @@ elif mode == "daemon":
     pid = os.fork()
     if pid:
         os._exit(0)
+    def asked(*_):
+        time.sleep(0.2)
+        open("asked", "w").close()
+        os._exit(0)
+    signal.signal(signal.SIGTERM, asked)
     tell("MAINPID=%d" % os.getpid(), "READY=1")
-    signal.pause()
+    while True:
+        signal.pause()
 elif mode == "impostor":
     tell("MAINPID=1")
     tell("MAINPID=%s" % os.getppid())
@@ -180,6 +186,22 @@ workers:
     assert exit_["signal"] == "SIGKILL"
     assert one.ctl("stop", "w").returncode == 0
     assert not alive(row["pid"])
+
+
+def test_a_daemon_that_is_followed_keeps_its_grace_when_the_supervisor_is_killed(
+    run: Callable[..., App], folder: Path
+) -> None:
+    one = run("""
+workers:
+  w: {command: [PYTHON, child.py, daemon], ready: notify}
+""")
+    pid = one.wait_state("w:0", "ready")["pid"]
+    assert os.getpgid(pid) != pid, "it is not the process that was started"
+    assert one.process is not None
+    one.process.kill()
+    one.wait_ended()
+    wait_for(lambda: not alive(pid), "it ends")
+    assert (folder / "asked").exists(), "it was asked to, and given time"
 
 
 def test_a_main_process_that_is_not_its_own_is_refused(run: Callable[..., App]) -> None:
