@@ -344,7 +344,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class AppStatus(msgspec.Struct, frozen=True):
-    """`status --json`. `config` is the path, `state` starting, running or stopping."""
+    """`status --json`. `config` is the path, `state` starting, running or stopping, `http` where the pages are."""
 
     app: str
     pid: int
@@ -352,6 +352,7 @@ class AppStatus(msgspec.Struct, frozen=True):
     config: str
     config_generation: int
     workers: list[WorkerStatus]
+    http: str | None = None
 
 
 class Names(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ from smartipc.supervisor.host.rundir import RuntimeDirectory
 from smartipc.supervisor.runner import App
 from smartipc.supervisor.status import app_status
 from smartipc.supervisor.steering import resolve
+from smartipc.supervisor.web.server import services
 
 _numbers = itertools.count(1)
 _POLL = 3600.0
@@ -78,7 +79,7 @@ class Supervisor:
                 own = replace(spec.supervisor, runtime_dir=f"{folder}/run", state_dir=f"{folder}/state")
                 spec = replace(spec, supervisor=own)
             directory = stack.enter_context(RuntimeDirectory(spec.app, spec.supervisor.runtime_dir))
-            self._app = App(spec, directory)
+            self._app = app = App(spec, directory)
             begun = asyncio.get_running_loop().create_future()
 
             @contextlib.asynccontextmanager
@@ -86,7 +87,8 @@ class Supervisor:
                 begun.set_result(None)
                 yield
 
-            self._running = asyncio.create_task(self._app.run([entered]), name=f"smartipc supervisor of {spec.app}")
+            running = app.run([*services(spec), entered])
+            self._running = asyncio.create_task(running, name=f"smartipc supervisor of {spec.app}")
             await asyncio.wait({begun, self._running}, return_when=asyncio.FIRST_COMPLETED)
             if not begun.done():
                 await self._running  # raises why it could not begin

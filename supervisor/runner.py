@@ -140,6 +140,8 @@ class App:
         self.events = EventLog(self._journal)
         self.output = Output(json=spec.supervisor.log.format == "json")
         self.meter = Meter()
+        self.http: str | None = None
+        """Where the pages are served, "host:port"."""
         self.said: dict[tuple[str, int], Said] = {}
         self.exit_times: dict[str, str] = {}
         self.stacks: dict[str, tuple[str, ...]] = {}

@@ -48,6 +48,7 @@ def app_status(app: App) -> AppStatus:
         app.spec.config_path,
         app.core.config_generation,
         [_worker_status(app, view) for view in app.core.snapshot()],
+        app.http,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,10 +11,6 @@ from smartipc import __version__
 from smartipc.ipc.errors import ConfigError, ConnectFailed
 from smartipc.supervisor.configuration import load
 from smartipc.supervisor.host.rundir import AlreadyRunning, UnsafeDirectory
-
-if TYPE_CHECKING:
-    from smartipc.supervisor.core.spec import AppSpec
-    from smartipc.supervisor.runner import Service
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,6 +35,7 @@ def main(config: str) -> None:
         sys.exit(2)
     from smartipc.supervisor.host.launch import refused_users
     from smartipc.supervisor.runner import run_app
+    from smartipc.supervisor.web.server import services
 
     refused = refused_users(spec)
     if refused:
@@ -47,7 +43,10 @@ def main(config: str) -> None:
         sys.exit(2)
 
     try:
-        code = run_app(spec, _services(spec))
+        code = run_app(spec, services(spec))
+    except ConfigError as error:
+        click.echo(f"{error}\nnothing started", err=True)
+        sys.exit(2)
     except AlreadyRunning as error:
         click.echo(error, err=True)
         sys.exit(3)
@@ -73,16 +72,3 @@ def _hold_standard_streams() -> None:
                 os.close(null)
             os.set_inheritable(number, True)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
-
-
-def _services(spec: AppSpec) -> list[Service]:
-    """Return what runs beside the app; leave with 2 where a library for it is missing."""
-    if spec.supervisor.http is None:
-        return []
-    from smartipc.supervisor.web import server
-
-    host, port = spec.supervisor.http
-    if not server.available():
-        click.echo(f"{server.MISSING}\nnothing started", err=True)
-        sys.exit(2)
-    return [lambda app: server.web(app, host, port)]

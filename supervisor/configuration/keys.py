@@ -226,7 +226,9 @@ SUPERVISOR = Record(
             ),
             "its own log",
         ),
-        "http": Field(HostPort(), "dashboard, /metrics and /healthz; needs the extra `web`"),
+        "http": Field(
+            HostPort(least=0), "dashboard, /metrics and /healthz; port 0: any that is free; needs the extra `web`"
+        ),
         "on_idle": Field(Choice(("wait", "exit")), "exit: leave once every worker has completed", "wait"),
         "trust": Field(
             Choice(("app", "user")), "user: every process of this user may connect to the workers' sockets", "app"

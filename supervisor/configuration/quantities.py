@@ -132,11 +132,14 @@ class Url(Kind):
 
 @dataclass(frozen=True, slots=True)
 class HostPort(Kind):
-    """host:port, with brackets around an IPv6 address."""
+    """host:port, with brackets around an IPv6 address; `least` is the lowest port, 0 where one may be chosen for us."""
+
+    least: int = 1
 
     def check(self, node: Node, path: str, problems: Problems) -> Any:
         """Return (host, port)."""
-        found = split_host_port(node.value) if isinstance(node, Value) and isinstance(node.value, str) else None
+        text = node.value if isinstance(node, Value) else None
+        found = split_host_port(text, least=self.least) if isinstance(text, str) else None
         return found if found is not None else self.wrong(node, path, problems, "write 127.0.0.1:8000")
 
     def schema(self) -> dict[str, Any]:

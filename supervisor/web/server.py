@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from smartipc.ipc.errors import ConfigError
+from smartipc.supervisor.core.spec import AppSpec
 from smartipc.supervisor.events import EventLog
 from smartipc.supervisor.metrics import CONTENT_TYPE, metrics_text
 from smartipc.supervisor.status import app_status
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from smartipc.supervisor.runner import App
+    from smartipc.supervisor.runner import App, Service
 
 log = logging.getLogger("smartipc.supervisor")
 MISSING = "supervisor.http needs the extra 'web': pip install 'smartipc[web]'"
@@ -40,9 +42,18 @@ _HEADERS = {
 }
 
 
-def available() -> bool:
-    """Tell whether the libraries are installed."""
-    return all(find_spec(name) is not None for name in ("starlette", "uvicorn"))
+def services(spec: AppSpec) -> list[Service]:
+    """Return what is to run beside the app: the pages, if `supervisor.http` is set.
+
+    Raises:
+        ConfigError: the libraries for it are not installed.
+    """
+    if spec.supervisor.http is None:
+        return []
+    if not all(find_spec(name) is not None for name in ("starlette", "uvicorn")):
+        raise ConfigError([MISSING])
+    host, port = spec.supervisor.http
+    return [lambda app: web(app, host, port)]
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -77,9 +88,11 @@ async def web(app: App, host: str, port: int) -> AsyncIterator[str]:
     task = asyncio.create_task(server.serve(sockets=[sock]))
     bound = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     log.info("dashboard at http://%s/", bound)
+    app.http = bound
     try:
         yield bound
     finally:
+        app.http = None
         server.should_exit = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(task, 3.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import urllib.error
@@ -10,6 +11,8 @@ from collections.abc import Callable
 
 import pytest
 from kit import App, wait_for
+
+from smartipc import Supervisor
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 
@@ -86,3 +89,28 @@ def test_a_taken_port_is_a_failed_start(app: Callable[..., App]) -> None:
         one = app(CONFIG.format(port=taken.getsockname()[1]))
         assert one.wait_ended() == 1
     assert "supervisor.http: cannot listen at 127.0.0.1:" in one.err.read_text()
+
+
+def test_a_free_port_is_chosen_and_told(app: Callable[..., App]) -> None:
+    one = app(CONFIG.format(port=0))
+    one.wait_state("sleeper:1", "ready")
+    http = json.loads(one.ctl("status", "--json").stdout)["http"]
+    host, _, port = http.rpartition(":")
+    assert (host, get(int(port), "/status.json")[0]) == ("127.0.0.1", 200)
+    assert f"dashboard at http://{http}/" in one.err.read_text()
+
+
+def test_an_app_inside_a_program_serves_them_too() -> None:
+    async def embed() -> int:
+        config = {"supervisor": {"http": "127.0.0.1:0"}, "workers": {"w": {"command": ["sleep", "1000"]}}}
+        async with asyncio.timeout(30), Supervisor(config) as supervisor:
+            await supervisor.wait("w")
+            http = supervisor.status().http
+            assert http is not None
+            port = int(http.rpartition(":")[2])
+            assert await asyncio.to_thread(get, port, "/healthz") == (200, "ok\n")
+            return port
+
+    port = asyncio.run(embed())
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
