@@ -43,12 +43,17 @@ class EventLog:
         """The number of the newest event, 0 before the first."""
         return self._seq
 
-    def append(self, announce: Announce) -> dict[str, Any]:
-        """Record an announcement and return its event."""
+    def append(self, announce: Announce, at: float | None = None) -> dict[str, Any]:
+        """Record an announcement and return its event.
+
+        Args:
+            announce: what happened.
+            at: when, in epoch seconds; None for now.
+        """
         self._seq += 1
         event: dict[str, Any] = {
             "seq": self._seq,
-            "at": iso(time.time()),
+            "at": iso(time.time() if at is None else at),
             "event": announce.event,
             "instance": announce.instance or None,
             "generation": announce.generation if announce.instance else None,

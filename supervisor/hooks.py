@@ -46,12 +46,16 @@ class Hooks:
     def __repr__(self) -> str:
         return f"<Hooks {len(self._before)} before, {len(self._after)} after>"
 
+    def holds(self, worker: WorkerSpec, order: Spawn) -> bool:
+        """Tell whether something must come before a life that is to be spawned."""
+        ready = self._app.host.ready_for(worker, warm=order.warm)
+        return not ready or bool(worker.hooks.before_start) or any(key[0] == order.instance for key in self._after)
+
     def hold(self, worker: WorkerSpec, order: Spawn, spawn: Callable[[Spawn], None]) -> bool:
         """Spawn later, when what must come first is over; return False if nothing must."""
-        earlier = {task for key, task in self._after.items() if key[0] == order.instance}
-        ready = self._app.host.ready_for(worker, warm=order.warm)
-        if ready and not earlier and not worker.hooks.before_start:
+        if not self.holds(worker, order):
             return False
+        earlier = {task for key, task in self._after.items() if key[0] == order.instance}
         key = order.instance, order.generation
         task = asyncio.get_running_loop().create_task(self._prepare(worker, order, earlier, spawn))
         self._before[key] = task
@@ -63,17 +67,17 @@ class Hooks:
     ) -> None:
         if earlier:
             await asyncio.wait(earlier)
-        env = self._app.environment(worker, order)
+        env = self._app.spawning.environment(worker, order.instance, order.generation)
         try:
             for argv in worker.hooks.before_start:
                 await self._run(worker, order.instance, argv, env, worker.start_timeout)
         except HookFailed as error:
-            self._app.spawn_failed(order.instance, order.generation, f"before_start: {error}")
+            self._app.spawning.failed(order.instance, order.generation, f"before_start: {error}")
             return
         try:
             await self._wait_for_the_fork_server(worker, order)
         except OSError as error:
-            self._app.spawn_failed(order.instance, order.generation, f"cannot start: {error}")
+            self._app.spawning.failed(order.instance, order.generation, f"cannot start: {error}")
             return
         spawn(order)
 
@@ -96,7 +100,7 @@ class Hooks:
         if task is None:
             return False
         task.cancel()
-        self._app.spawn_failed(instance, generation, "stopped before it was started")
+        self._app.spawning.failed(instance, generation, "stopped before it was started")
         return True
 
     def after(self, worker: WorkerSpec, instance: str, generation: int, facts: ExitFacts) -> None:
@@ -107,7 +111,7 @@ class Hooks:
             task.add_done_callback(lambda _done: self._after.pop(key, None))
 
     async def _clean_up(self, worker: WorkerSpec, instance: str, generation: int, facts: ExitFacts) -> None:
-        env = self._app.environment(worker, Spawn(instance, generation))
+        env = self._app.spawning.environment(worker, instance, generation)
         env["SMARTIPC_EXIT_CODE"] = "" if facts.code is None else str(facts.code)
         env["SMARTIPC_EXIT_SIGNAL"] = facts.signal or ""
         for argv in worker.hooks.after_stop:

@@ -22,6 +22,7 @@ from smartipc.supervisor.core.ordering import Ordering
 from smartipc.supervisor.core.slot import InstanceView
 from smartipc.supervisor.core.stacks import dump, essence
 from smartipc.supervisor.core.states import LIVING
+from smartipc.supervisor.events import iso
 from smartipc.supervisor.steering import resolve
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Inspection:
             status=said.status if said is not None else None,
             check=app.probing.last.get(view.instance),
             last_exit=view.last_exit,
-            last_exit_at=app.exit_times.get(view.instance),
+            last_exit_at=iso(ended) if (ended := app.exit_times.get(view.instance)) is not None else None,
             waits_for=waits_for,
             events=[_short(event) for event in recent[-events:]] if events else [],
             lines=_without_stacks(app.output.tail(view.instance, lines=_MOST))[-lines:] if lines else [],

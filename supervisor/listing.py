@@ -53,6 +53,8 @@ class Listing:
             view = app.core.view(order.instance)
         except KeyError:
             return  # it has vanished since: Forget follows
+        if order.to_state == "backoff" and order.generation != view.generation:
+            return  # there is a successor by now, which is listed next
         entry = Entry(
             instance=order.instance,
             worker=view.worker,

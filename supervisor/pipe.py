@@ -16,7 +16,6 @@ from smartipc.ipc.trust.allow import permits
 from smartipc.ipc.wire import codec
 from smartipc.ipc.wire.faults import fault_of
 from smartipc.supervisor.core.facts import Beat, BecameReady, Measured, Started
-from smartipc.supervisor.core.orders import Spawn
 from smartipc.supervisor.core.spec import BreakerSpec, WorkerSpec
 from smartipc.supervisor.host import limits
 
@@ -128,7 +127,7 @@ class WorkerPipe(QuietHost):
         except OSError as error:
             life.ending = control.Ending(1, f"limits: {error.strerror}")
             app.host.kill(life)
-        env: dict[str, Any] = app.environment(worker, Spawn(life.instance, life.generation))
+        env: dict[str, Any] = app.spawning.environment(worker, life.instance, life.generation)
         assert worker.target is not None
         return Launch(
             app=app.spec.app,

@@ -20,7 +20,7 @@ from smartipc.ipc.wire import codec
 from smartipc.supervisor.core.exits import describe
 from smartipc.supervisor.core.facts import BecameReady, Probed
 from smartipc.supervisor.core.health import Health
-from smartipc.supervisor.core.orders import Announce, Spawn
+from smartipc.supervisor.core.orders import Announce
 from smartipc.supervisor.core.process_spec import ProbeSpec
 from smartipc.supervisor.host import checks
 from smartipc.supervisor.host.launch import LaunchError
@@ -127,7 +127,7 @@ class Probing:
 
     async def _exec(self, key: tuple[str, int], argv: tuple[str, ...], probe: ProbeSpec) -> str:
         worker = self._app.worker_of(key[0])
-        env = self._app.environment(worker, Spawn(*key))
+        env = self._app.spawning.environment(worker, *key)
         said: list[bytes] = []
         try:
             facts = await self._runs.run(

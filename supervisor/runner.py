@@ -26,12 +26,9 @@ import msgspec
 from smartipc.ipc import control
 from smartipc.ipc.control import Entry, ExitFacts
 from smartipc.ipc.drivers.aio import Link
-from smartipc.ipc.protocol.connection import Connection
-from smartipc.ipc.protocol.handshake import Identity
 from smartipc.ipc.resilience.dead_letters import NAME as LETTERS
 from smartipc.ipc.steering import ApplyRequest
 from smartipc.ipc.wire import codec
-from smartipc.ipc.wire.limits import Limits
 from smartipc.supervisor import logs
 from smartipc.supervisor.control import ControlServer
 from smartipc.supervisor.core.core import Core
@@ -43,33 +40,29 @@ from smartipc.supervisor.core.facts import (
     Fact,
     ScaleOrdered,
     ShutdownOrdered,
-    Spawned,
-    SpawnFailed,
-    Started,
 )
 from smartipc.supervisor.core.orders import Abort, Announce, Answer, EndApp, Forget, Kill, Order, Spawn, Stop
 from smartipc.supervisor.core.spec import AppSpec, WorkerSpec
 from smartipc.supervisor.core.stacks import essence
 from smartipc.supervisor.directory import Book
-from smartipc.supervisor.environment import inherited, life_environment
-from smartipc.supervisor.events import EventLog, iso
+from smartipc.supervisor.events import EventLog
 from smartipc.supervisor.hooks import Hooks
 from smartipc.supervisor.host.journal import open_journal, state_directory
 from smartipc.supervisor.host.life import Life
 from smartipc.supervisor.host.limits import raise_our_own
 from smartipc.supervisor.host.output import Output
 from smartipc.supervisor.host.predecessors import Predecessors
-from smartipc.supervisor.host.process import ProcessHost, SpawnError
+from smartipc.supervisor.host.process import ProcessHost
 from smartipc.supervisor.host.rundir import CONTROL_SOCKET, RETAINED, RuntimeDirectory
 from smartipc.supervisor.host.runs import Runs
 from smartipc.supervisor.letters import LetterOffice
 from smartipc.supervisor.listing import Listing
 from smartipc.supervisor.measuring import Measuring
 from smartipc.supervisor.operator import GENERATION, Operator
-from smartipc.supervisor.pipe import WorkerPipe
 from smartipc.supervisor.premises import Premises
 from smartipc.supervisor.probing import Probing
 from smartipc.supervisor.readiness import LogReadiness
+from smartipc.supervisor.spawning import Spawning
 from smartipc.supervisor.status import Meter
 from smartipc.supervisor.steering import Steering
 from smartipc.supervisor.telling import Telling
@@ -77,10 +70,6 @@ from smartipc.supervisor.timetable import Timetable
 from smartipc.supervisor.watching import Watching
 
 log = logging.getLogger("smartipc.supervisor")
-CHILD_LIMITS = Limits(accept_timeout=24 * 3600.0)
-"""On the child-process pipe: a child on a loaded machine may take its time to start; start_timeout judges that."""
-_REFILL = 0.02
-"""Seconds after the start of a life until its spares are brought up: a fork would take a core from its first steps."""
 _LEFT_WAIT = 0.5
 """Seconds after which a life is stopped though some worker has not acknowledged that it is out of routing."""
 
@@ -143,7 +132,8 @@ class App:
         self.http: str | None = None
         """Where the pages are served, "host:port"."""
         self.said: dict[tuple[str, int], Said] = {}
-        self.exit_times: dict[str, str] = {}
+        self.exit_times: dict[str, float] = {}
+        """When the last life of an instance ended, epoch seconds."""
         self.stacks: dict[str, tuple[str, ...]] = {}
         """Of the last life of an instance that was aborted or crashed."""
         self.links: dict[tuple[str, int], Link] = {}
@@ -157,23 +147,24 @@ class App:
         self.telling = Telling(self)
         self.timetable: Timetable
         self.watching = Watching(self)
-        self._log_readiness = LogReadiness(self)
+        self.log_readiness = LogReadiness(self)
         self._exclusive = exclusive
-        self._inherited = inherited()
+        self.spawning = Spawning(self)
         self.steering = Steering(self)
         self.letters = LetterOffice(self.dead_letters, lambda: self.operator)
         self._measuring = Measuring(self)
         self.directory = directory
         self._workers = {worker.name: worker for worker in spec.workers}
         """Every worker there has been: its lives may outlast it."""
-        self._work: deque[Order] = deque()
+        self._work: deque[tuple[Order, float]] = deque()
+        """What is to be done, and when that was decided, epoch seconds."""
         self._working = False
         self._timer: asyncio.TimerHandle | None = None
         self._answers: dict[int, asyncio.Future[tuple[tuple[str, str], ...]]] = {}
         self._next_order = 1
         self._background: set[asyncio.Task[Any]] = set()
         self._signals = 0
-        self._loop: asyncio.AbstractEventLoop
+        self.loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Future[int]
 
     def __repr__(self) -> str:
@@ -181,11 +172,11 @@ class App:
 
     async def run(self, services: Sequence[Service] = ()) -> int:
         """Run to the end and return the exit code."""
-        self._loop = asyncio.get_running_loop()
-        self._ended = self._loop.create_future()
+        self.loop = asyncio.get_running_loop()
+        self._ended = self.loop.create_future()
         if self._exclusive:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                self._loop.add_signal_handler(number, self._on_signal, number)
+                self.loop.add_signal_handler(number, self._on_signal, number)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
         try:
             await self._end_predecessors()  # first of all: they may hold our sockets
@@ -201,7 +192,7 @@ class App:
         async with contextlib.AsyncExitStack() as opened:
             await self._open(opened)
             if self._exclusive:
-                self._loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
+                self.loop.add_signal_handler(signal.SIGHUP, lambda: self.keep(self._reread()))
             log.info("app %s starts, supervisor %d, configuration %s", self.spec.app, self.pid, self.spec.config_path)
             for worker in self.spec.workers:
                 for slot, name in enumerate(worker.names):
@@ -282,7 +273,11 @@ class App:
 
     def feed(self, fact: Fact) -> None:
         """Give the core a fact and perform what it orders."""
-        self._work.extend(self.core.handle(fact, time.monotonic()))
+        now, at = time.monotonic(), time.time()
+        orders = self.core.handle(fact, now)
+        if isinstance(fact, Exited) and not self._working:
+            self.spawning.launch_ahead(orders, now)
+        self._work.extend((order, at) for order in orders)
         if isinstance(fact, ApplyOrdered):
             self._workers |= {worker.name: worker for worker in self.spec.workers}
             self.host.adopt(self.spec)
@@ -291,7 +286,7 @@ class App:
             self._measuring.begin()
             for worker in self.spec.workers:
                 self.host.spares.discard(worker.name)
-                self._loop.call_soon(self._warm_up, worker.names[0])
+                self.loop.call_soon(self.spawning.warm_up, worker.names[0])
         elif isinstance(fact, ScaleOrdered):
             self.timetable.apply(self.spec.workers)
         self._start_working()
@@ -301,7 +296,7 @@ class App:
         """Give the core an order of a person; the future gets its answer."""
         number = self._next_order
         self._next_order += 1
-        future: asyncio.Future[tuple[tuple[str, str], ...]] = self._loop.create_future()
+        future: asyncio.Future[tuple[tuple[str, str], ...]] = self.loop.create_future()
         self._answers[number] = future
         self.feed(fact(number))
         return future
@@ -318,14 +313,14 @@ class App:
             log.error("SIGHUP: %s", problem)
         log.info("SIGHUP: %s", "nothing was changed" if outcome.problems else f"{len(outcome.steps)} steps")
 
-    def _on_exit(self, life: Life, facts: ExitFacts) -> None:
+    def _on_exit(self, life: Life, facts: ExitFacts, at: float | None) -> None:
         key = (life.instance, life.generation)
         link = self.links.pop(key, None)
         if link is not None:
             link.close("its process ended")
             self.directory.forget(self.address(*key))
         self.book.leave(key)
-        self.exit_times[life.instance] = iso(time.time())
+        self.exit_times[life.instance] = time.time()
         if life.swept:
             self._tell_swept(life)
         if life.stacks:
@@ -333,7 +328,7 @@ class App:
         if life.ending is not None and life.ending.code != 0 and not facts.reason:
             facts = msgspec.structs.replace(facts, reason=life.ending.reason)
         self.hooks.after(self.worker_of(life.instance), life.instance, life.generation, facts)
-        self.feed(Exited(life.instance, life.generation, facts))
+        self.feed(Exited(*key, facts, at))
 
     def _tell_swept(self, life: Life) -> None:
         left = ", ".join(f"{words} ({pid})" for pid, words in life.swept.items())
@@ -358,7 +353,7 @@ class App:
         at = self.core.next_timer()
         self._disarm()
         if at is not None:
-            self._timer = self._loop.call_at(at, self._on_timer)
+            self._timer = self.loop.call_at(at, self._on_timer)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -367,7 +362,8 @@ class App:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._work.extend(self.core.handle_timer(time.monotonic()))
+        at = time.time()
+        self._work.extend((order, at) for order in self.core.handle_timer(time.monotonic()))
         self._start_working()
         self._arm()
 
@@ -381,14 +377,14 @@ class App:
     def _perform_some(self) -> None:
         """Perform orders; after each spawn the loop turns, so that status answers while hundreds start."""
         while self._work:
-            order = self._work.popleft()
+            order, at = self._work.popleft()
             try:
-                self._perform(order)
+                self._perform(order, at)
             except Exception as error:  # one order must not keep the others from being performed, the shutdown least
                 log.exception("an order cannot be performed: %r", order)
                 self._give_up(order, error)
             if isinstance(order, Spawn) and self._work:
-                self._loop.call_soon(self._perform_some)
+                self.loop.call_soon(self._perform_some)
                 return
         self._working = False
 
@@ -396,14 +392,14 @@ class App:
         if isinstance(order, Spawn):
             life = self._life(order.instance, order.generation)
             if life is None:
-                self.spawn_failed(order.instance, order.generation, f"{type(error).__name__}: {error}")
+                self.spawning.failed(order.instance, order.generation, f"{type(error).__name__}: {error}")
             else:
                 self.host.kill(life)
 
-    def _perform(self, order: Order) -> None:
+    def _perform(self, order: Order, at: float) -> None:
         match order:
             case Spawn():
-                self._spawn(order)
+                self.spawning.perform(order)
             case Stop():
                 life = self._life(order.instance, order.generation)
                 if life is not None:
@@ -421,7 +417,7 @@ class App:
                 else:
                     self.hooks.withdraw(order.instance, order.generation)
             case Announce():
-                self._announce(order)
+                self._announce(order, at)
             case Forget():
                 self.listing.forget(order.instance)
                 self.output.forget(order.instance)
@@ -440,58 +436,15 @@ class App:
     def _life(self, instance: str, generation: int) -> Life | None:
         return self.host.lives.get((instance, generation))
 
-    def _spawn(self, order: Spawn) -> None:
-        if not self.hooks.hold(self.worker_of(order.instance), order, self._spawn_now):
-            self._spawn_now(order)
-
-    def spawn_failed(self, instance: str, generation: int, reason: str) -> None:
-        """Tell the core that a life has ended before it had a process."""
-        self.exit_times[instance] = iso(time.time())
-        self.feed(SpawnFailed(instance, generation, reason))
-
-    def _spawn_now(self, order: Spawn) -> None:
-        worker = self.worker_of(order.instance)
-        try:
-            if not order.warm and order.generation > 1:
-                self.host.spares.discard(worker.name)  # a planned life is to run the code as it is now; so are they
-            env = self.environment(worker, order)
-            life = self.host.spawn(worker, order.instance, order.generation, env, warm=order.warm)
-        except SpawnError as error:
-            log.error("%s: %s", order.instance, error, extra={"instance": order.instance})
-            self.spawn_failed(order.instance, order.generation, str(error))
-            return
-        self.said = {key: said for key, said in self.said.items() if key[0] != order.instance or key in self.host.lives}
-        self.said[order.instance, order.generation] = Said()
-        if worker.ready_log is not None:
-            self._log_readiness.watch((order.instance, order.generation), worker.ready_log)
-        if order.generation > 1:
-            self.output.mark(order.instance, f"--- generation {order.generation} begins, process {life.pid} ---")
-        self.feed(Spawned(order.instance, order.generation, life.pid))
-        if life.pipe is None:
-            self.feed(Started(order.instance, order.generation, watched=worker.heartbeat.source == "process"))
-        else:
-            connection = Connection("server", Identity(control.SUPERVISOR, self.pid, app=self.spec.app), CHILD_LIMITS)
-            link = Link(life.pipe, connection, WorkerPipe(self, life, worker))
-            self.links[order.instance, order.generation] = link
-
-    def _warm_up(self, instance: str) -> None:
-        """Bring up the spares of a worker."""
-        worker = self.worker_of(instance)
-        if worker.spares and self.core.app_state != "stopping":
-            env = self.environment(worker, Spawn(instance, 0))
-            for name in ("SMARTIPC_INSTANCE", "SMARTIPC_SLOT", "SMARTIPC_GENERATION"):
-                del env[name]
-            self.host.spares.fill(worker, env)
-
     def _stop_when_left(self, life: Life, order: Stop) -> None:
         """Stop a life once every worker knows that it stops, so that no request is on its way to it any more."""
         if self.core.app_state == "stopping":
             self._stop(life, order)
             return
-        due = self._loop.call_later(_LEFT_WAIT, lambda: self._stop(life, order))
+        due = self.loop.call_later(_LEFT_WAIT, lambda: self._stop(life, order))
 
         def left() -> None:
-            if not due.cancelled() and due.when() > self._loop.time():
+            if not due.cancelled() and due.when() > self.loop.time():
                 due.cancel()
                 self._stop(life, order)
 
@@ -506,8 +459,8 @@ class App:
             link.notify(control.stop.name, codec.encode(control.StopOrder(order.grace, order.cause)))
         self.host.signal(life, signal.Signals[self.worker_of(life.instance).stop.signal])
 
-    def _announce(self, order: Announce) -> None:
-        self.events.append(order)
+    def _announce(self, order: Announce, at: float) -> None:
+        self.events.append(order, at)
         level = (
             logging.WARNING
             if order.to_state in ("backoff", "failed") or order.event == "instance.hang"
@@ -524,9 +477,9 @@ class App:
         if order.event == "instance.state":
             self.listing.enter(order)
             self.probing.follow(order)
-            self._log_readiness.follow(order)
-            if order.to_state in ("running", "ready") and self.worker_of(order.instance).spares:
-                self._loop.call_later(_REFILL, self._warm_up, order.instance)
+            self.log_readiness.follow(order)
+            if order.to_state in ("running", "ready"):
+                self.spawning.refill_soon(order.instance)
 
     # what a life is given
 
@@ -539,6 +492,11 @@ class App:
     def spec(self) -> AppSpec:
         """The configuration as it holds now."""
         return self.core.spec
+
+    def begin_saying(self, instance: str, generation: int) -> None:
+        """Have room for what a new life says of itself; what dead ones said is forgotten."""
+        self.said = {key: said for key, said in self.said.items() if key[0] != instance or key in self.host.lives}
+        self.said[instance, generation] = Said()
 
     def address(self, instance: str, generation: int) -> str:
         """Return where a life listens."""
@@ -555,14 +513,8 @@ class App:
         """Folder of the last values of retained topics."""
         return str(self.directory.path / RETAINED)
 
-    def environment(self, worker: WorkerSpec, order: Spawn) -> dict[str, str]:
-        """Return the complete environment of a life."""
-        return life_environment(
-            self._inherited, self.spec.app, self.run_id, worker, order.instance, order.generation, self.telling.address
-        )
-
     def keep(self, work: asyncio.Task[Any] | Coroutine[Any, Any, Any]) -> None:
         """Hold a background task until it is done."""
-        task = work if isinstance(work, asyncio.Task) else self._loop.create_task(work)
+        task = work if isinstance(work, asyncio.Task) else self.loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

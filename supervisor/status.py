@@ -9,6 +9,7 @@ import psutil
 
 from smartipc.ipc.control import AppStatus, LastExit, WorkerStatus
 from smartipc.supervisor.core.exits import describe
+from smartipc.supervisor.events import iso
 
 if TYPE_CHECKING:
     from smartipc.supervisor.core.slot import InstanceView
@@ -60,9 +61,9 @@ def _worker_status(app: App, view: InstanceView) -> WorkerStatus:
     last = None
     if view.last_exit is not None:
         exit_ = view.last_exit
-        last = LastExit(
-            exit_.code, exit_.signal, exit_.reason or describe(exit_), app.exit_times.get(view.instance, "")
-        )
+        ended = app.exit_times.get(view.instance)
+        at = iso(ended) if ended is not None else ""
+        last = LastExit(exit_.code, exit_.signal, exit_.reason or describe(exit_), at)
     return WorkerStatus(
         instance=view.instance,
         worker=view.worker,

@@ -5,6 +5,7 @@ No randomness and no clock here: the caller draws the number and adds the time.
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import cast
 
@@ -21,6 +22,11 @@ def delay(restart: RestartSpec, attempt: int, random: float) -> float:
         attempt: how many failures in a row this is.
         random: drawn in [0, 1) by the caller; 0.5 means no jitter.
     """
-    wait = wait_exponential(multiplier=restart.delay, exp_base=restart.factor, max=restart.max_delay)
+    wait = _wait(restart.delay, restart.factor, restart.max_delay)
     state = cast("RetryCallState", SimpleNamespace(attempt_number=attempt))  # all that it looks at, and much cheaper
     return min(restart.max_delay, wait(state) * (1 + restart.jitter * (2 * random - 1)))
+
+
+@functools.lru_cache(maxsize=256)
+def _wait(delay: float, factor: float, max_delay: float) -> wait_exponential:
+    return wait_exponential(multiplier=delay, exp_base=factor, max=max_delay)

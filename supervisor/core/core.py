@@ -129,7 +129,7 @@ class Core:
             case Probed() | Unwell() | Extended():
                 self._wellbeing.take(fact, now)
             case Exited():
-                self._ends.on_end(fact.instance, fact.generation, fact.exit, now)
+                self._ends.on_end(fact.instance, fact.generation, fact.exit, now, ended_at=fact.at)
             case StartOrdered() | RestartOrdered() | StopOrdered() | ResetOrdered():
                 self._on_ordered(fact, now)
             case ReloadOrdered():

@@ -34,7 +34,9 @@ class Ends:
     def __repr__(self) -> str:
         return f"<Ends of {self.lives!r}>"
 
-    def on_end(self, instance: str, generation: int, exit_: ExitFacts, now: float) -> None:
+    def on_end(
+        self, instance: str, generation: int, exit_: ExitFacts, now: float, *, ended_at: float | None = None
+    ) -> None:
         """Judge the end of a life, or of the attempt to begin one."""
         slot = self.lives.current(instance, generation)
         if slot is None:
@@ -58,6 +60,8 @@ class Ends:
         else:
             self._on_unplanned_end(slot, cause, exit_, now)
         slot.pid = None
+        if ended_at is not None and slot.state == "backoff":
+            self._restart_if_due(slot, ended_at, now)
 
     def _on_end_beside(self, slot: Slot, current: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         """Deal with the end of a life that was replaced, or of one that was to replace another."""
@@ -138,6 +142,13 @@ class Ends:
         slot.next_restart_at = now + delay
         self.lives.move(slot, "retry", now, cause, exit_, delay=delay)
         self._take_along(slot, reaction, now)
+
+    def _restart_if_due(self, slot: Slot, ended_at: float, now: float) -> None:
+        """Let the delay begin with the end; where it is over already, nobody has to come back for it."""
+        assert slot.next_restart_at is not None, "whatever backs off tries again"
+        slot.next_restart_at -= max(0.0, now - ended_at)
+        if slot.next_restart_at <= now:
+            self.lives.try_start(slot, now, "")
 
     def _give_up(self, slot: Slot, cause: str, exit_: ExitFacts, now: float) -> None:
         self.lives.move(slot, "give up", now, cause, exit_)

@@ -99,6 +99,8 @@ class Exited:
     instance: str
     generation: int
     exit: ExitFacts
+    at: float | None = None
+    """When it ended, monotonic, if that is known; the delay of a restart begins then, else with the fact itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
+
 from smartipc.ipc.control import ExitFacts, State
 
 
@@ -43,8 +45,7 @@ class Kill:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(msgspec.Struct, frozen=True):
     """A transition happened: make it an event and update the directory that workers see.
 
     `event` is "instance.state", "instance.hang" (from_state == to_state), or with instance "" one of "app.started",

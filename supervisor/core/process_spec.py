@@ -50,6 +50,11 @@ class LimitsSpec:
     """Cores it may run on; "auto" gives each slot one of the usable cores in turn."""
     oom_score_adj: int | None = None
 
+    @property
+    def only_open_files(self) -> bool:
+        """Whether nothing else is set."""
+        return self.nice is None and self.affinity is None and self.oom_score_adj is None
+
 
 NO_LIMITS = LimitsSpec()
 

@@ -16,7 +16,7 @@ import os
 import pwd
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 from smartipc.supervisor.core.process_spec import NO_LIMITS, LimitsSpec
@@ -135,7 +135,8 @@ class Launcher:
         if self._vfork is None or path is None:
             return _launch_by_fork(program)
         try:
-            cwd = os.open(program.cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            # With the dot, because whoever enters it must be allowed to.
+            cwd = os.open(f"{program.cwd}/.", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise LaunchError(f"cwd {program.cwd}: {error.strerror}") from error
         try:
@@ -159,15 +160,13 @@ def _plain_path(program: Program) -> str | None:
     """Return what to execute, if the program needs nothing that only a fork can give it, and is found at once."""
     files = program.limits.open_files
     special = program.sockets or program.user or program.umask is not None
-    if special or replace(program.limits, open_files=None) != NO_LIMITS or any(name in program.env for name in _PIDS):
+    if special or not program.limits.only_open_files or any(name in program.env for name in _PIDS):
         return None
     if files is not None and not limits.is_allowed(files):
         return None
     inherited = (program.stdout, 1), (program.stderr, 2)
     if any(source <= 2 and source != wanted for source, wanted in inherited):
         return None  # they stand where another one is to go
-    if not os.access(program.cwd, os.X_OK):
-        return None  # the fork says why
     name = program.argv[0]
     if os.path.dirname(name):
         return name

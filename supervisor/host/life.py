@@ -34,6 +34,8 @@ class Life:
     """Inodes of its output pipes: what holds one came from it."""
     ending: Ending | None = None
     """What it said of its end."""
+    complained: bool = False
+    """Whether anything came on its stderr."""
     lines_after: int = 0
     """Number of the last line of output before it began."""
     stacks: tuple[str, ...] = ()

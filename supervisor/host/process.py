@@ -31,7 +31,8 @@ from smartipc.supervisor.host.orphans import Orphans
 from smartipc.supervisor.host.output import TAIL, Drain, Output, Stream
 from smartipc.supervisor.host.prctl import adopt_orphans
 from smartipc.supervisor.host.sockets import Sockets
-from smartipc.supervisor.host.spares import Reads, Spare, Spares
+from smartipc.supervisor.host.spares import Spare, Spares
+from smartipc.supervisor.host.streams import Reads, Streams
 
 log = logging.getLogger("smartipc.supervisor")
 TAIL_LINES = 10
@@ -56,7 +57,8 @@ class ProcessHost:
         folder: a private directory for multiprocessing's own socket.
         output: takes the lines of all instances.
         run_id: marks everything that descends from this app.
-        on_exit: called with (life, facts) when a life is over, reaped and what it left is swept.
+        on_exit: called with (life, facts, at) when a life is over, reaped and what it left is swept; `at` is when it
+            ended, monotonic, or None if the sweeping took its time.
         exclusive: this process does nothing but supervise, so it may reap any child of its own.
     """
 
@@ -66,7 +68,7 @@ class ProcessHost:
         folder: Path,
         output: Output,
         run_id: str,
-        on_exit: Callable[[Life, ExitFacts], None],
+        on_exit: Callable[[Life, ExitFacts, float | None], None],
         *,
         exclusive: bool = False,
     ) -> None:
@@ -177,52 +179,52 @@ class ProcessHost:
         return life
 
     def _begin(self, worker: WorkerSpec, instance: str, generation: int, env: dict[str, str], *, warm: bool) -> Life:
-        with contextlib.ExitStack() as ours_on_failure, contextlib.ExitStack() as theirs:
-            to: dict[Stream, str | None] = {"stdout": worker.logs.stdout, "stderr": worker.logs.stderr}
-            files = {stream: self._file(path, worker, instance, ours_on_failure) for stream, path in to.items()}
-            spare = self.spares.take(worker.name) if warm else None
-            if spare is not None:
-                life, reads = _life(instance, generation, spare.begun), spare.reads
-                self._guard.remove(life.group)
-            else:
-                ends, reads = self._pipes(worker, ours_on_failure, theirs)
-                if worker.target is not None:
-                    life = self._start_function(worker, instance, generation, ends)
-                else:
-                    life = self._start_command(worker, instance, generation, ends, env)
-            ours_on_failure.pop_all()
+        files = self._files(worker, instance)
+        try:
+            life, reads = self._start(worker, instance, generation, env, warm=warm)
+        except BaseException:
+            for _, file in files:
+                self._log_files.release(file)
+            raise
         life.lines_after = self._output.seq
-        life.files = [file for file in files.values() if file is not None]
+        life.files = [file for _, file in files]
         life.pipes = frozenset(os.fstat(read).st_ino for read, _ in reads)
-        life.drains = [Drain(read, self._emitter(life, stream, files[stream])) for read, stream in reads]
+        to = dict(files)
+        life.drains = [Drain(read, self._emitter(life, stream, to.get(stream))) for read, stream in reads]
         return life
 
-    @staticmethod
-    def _pipes(worker: WorkerSpec, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[list[int], Reads]:
-        """Return the descriptors for a child's stdout and stderr, and the ends that we read."""
-        ends: list[int] = []
-        reads: list[tuple[int, Stream]] = []
-        to: tuple[tuple[Stream, str | None], ...] = (("stdout", worker.logs.stdout), ("stderr", worker.logs.stderr))
-        for number, (stream, path) in enumerate(to, start=1):
-            if path == "inherit":
-                ends.append(number)
-                continue
-            read, write = os.pipe()
-            ours.callback(os.close, read)
-            theirs.callback(os.close, write)
-            ends.append(write)
-            reads.append((read, stream))
-        return ends, tuple(reads)
+    def _start(
+        self, worker: WorkerSpec, instance: str, generation: int, env: dict[str, str], *, warm: bool
+    ) -> tuple[Life, Reads]:
+        """Start a process, or take a spare, and return its life with what we read of it."""
+        spare = self.spares.take(worker.name) if warm else None
+        if spare is not None:
+            self._guard.remove(spare.begun.pid)
+            return _life(instance, generation, spare.begun), spare.reads
+        streams = Streams(worker)
+        try:
+            if worker.target is not None:
+                life = self._start_function(worker, instance, generation, streams.ends)
+            else:
+                life = self._start_command(worker, instance, generation, streams.ends, env)
+        except BaseException:
+            streams.undo()
+            raise
+        streams.started()
+        return life, streams.reads
 
     def _start_spare(self, worker: WorkerSpec, env: dict[str, str]) -> Spare:
-        with contextlib.ExitStack() as ours_on_failure, contextlib.ExitStack() as theirs:
-            ends, reads = self._pipes(worker, ours_on_failure, theirs)
-            passed = (*ends, *self.sockets.descriptors(worker.sockets))
+        streams = Streams(worker)
+        try:
+            passed = (*streams.ends, *self.sockets.descriptors(worker.sockets))
             path = list(self._spec.python_path)
             warm = {"target": worker.target, "env": env, "cwd": worker.cwd, "python_path": path}
             begun = self._starter.start(worker, f"spare of {worker.name}", passed, warm=warm)
-            ours_on_failure.pop_all()
-        return Spare(begun, reads)
+        except BaseException:
+            streams.undo()
+            raise
+        streams.started()
+        return Spare(begun, streams.reads)
 
     def _start_function(self, worker: WorkerSpec, instance: str, generation: int, ends: Sequence[int]) -> Life:
         try:
@@ -260,21 +262,27 @@ class ProcessHost:
             raise
         return Life(instance, generation, pid, time.monotonic(), pidfd, pid)
 
-    def _file(self, to: str | None, worker: WorkerSpec, instance: str, stack: contextlib.ExitStack) -> LogFile | None:
-        if to is None or to == "inherit":
-            return None
-        path = to.replace("{instance}", instance)
-        try:
-            file = self._log_files.open(path, worker.logs.max_bytes, worker.logs.backups)
-        except OSError as error:
-            raise SpawnError(f"cannot open log file {path}: {error.strerror}") from error
-        stack.callback(self._log_files.release, file)
-        return file
+    def _files(self, worker: WorkerSpec, instance: str) -> list[tuple[Stream, LogFile]]:
+        """Open the log files of a life; each is to be released."""
+        logs, files = worker.logs, list[tuple[Stream, LogFile]]()
+        to: tuple[tuple[Stream, str | None], ...] = (("stdout", logs.stdout), ("stderr", logs.stderr))
+        for stream, name in to:
+            if name is None or name == "inherit":
+                continue
+            path = name.replace("{instance}", instance)
+            try:
+                files.append((stream, self._log_files.open(path, logs.max_bytes, logs.backups)))
+            except OSError as error:
+                for _, file in files:
+                    self._log_files.release(file)
+                raise SpawnError(f"cannot open log file {path}: {error.strerror}") from error
+        return files
 
     def _emitter(self, life: Life, stream: Stream, file: LogFile | None) -> Callable[[list[bytes]], None]:
         instance, key = life.instance, (life.instance, life.generation)
 
         def emit(lines: list[bytes]) -> None:
+            life.complained = life.complained or stream == "stderr"
             self._output.lines(instance, stream, lines, file)
             look = self.on_line.get(key)
             if look is not None:
@@ -322,22 +330,22 @@ class ProcessHost:
     # death
 
     def _died(self, life: Life) -> None:
-        pid = life.pid
+        at, pid = time.monotonic(), life.pid
         self.before_death(life)
         if life.pid != pid:
             return  # its last word was that another process is the main one
         self._loop.remove_reader(life.pidfd)
         facts = self._reap(life)
         if facts is not None:
-            self._sweep(life, facts, self._loop.time() + _SWEEP_WAIT)
+            self._sweep(life, facts, at, self._loop.time() + _SWEEP_WAIT)
         elif life.sentinel is None:
-            self._sweep(life, ExitFacts(reason="its main process was no child of ours"), self._loop.time())
+            self._sweep(life, ExitFacts(reason="its main process was no child of ours"), at, self._loop.time())
         else:
             # A child of the fork server: its word on the exit code is on the sentinel, now or in a moment.
-            timer = self._loop.call_later(_CODE_WAIT, self._told, life, None)
-            self._loop.add_reader(life.sentinel, self._told, life, timer)
+            timer = self._loop.call_later(_CODE_WAIT, self._told, life, at, None)
+            self._loop.add_reader(life.sentinel, self._told, life, at, timer)
 
-    def _told(self, life: Life, timer: asyncio.TimerHandle | None) -> None:
+    def _told(self, life: Life, at: float, timer: asyncio.TimerHandle | None) -> None:
         assert life.sentinel is not None
         self._loop.remove_reader(life.sentinel)
         facts = None
@@ -347,7 +355,7 @@ class ProcessHost:
         if facts is None:  # perhaps adopted from a dead fork server
             unknown = ExitFacts(reason="the fork server died before it could tell how this process ended")
             facts = self._reap(life) or unknown
-        self._sweep(life, facts, self._loop.time() + _SWEEP_WAIT)
+        self._sweep(life, facts, at, self._loop.time() + _SWEEP_WAIT)
 
     def _reap(self, life: Life) -> ExitFacts | None:
         try:
@@ -356,21 +364,21 @@ class ProcessHost:
             return None
         return facts_of(status) if pid else None
 
-    def _sweep(self, life: Life, facts: ExitFacts, until: float) -> None:
-        """Kill what the leader left, in its group and outside; report the end when all of it is gone."""
+    def _sweep(self, life: Life, facts: ExitFacts, at: float | None, until: float) -> None:
+        """Kill what the leader, which ended `at`, left in its group and outside; report the end when all is gone."""
         in_group = self._sweep_group(life)
         escaped = self.orphans.kill_those_of(life)
-        if (in_group or escaped) and self._loop.time() < until:
-            self._loop.call_later(_LOOK, self._sweep, life, facts, until)
-            return
         if in_group or escaped:
+            if self._loop.time() < until:
+                self._loop.call_later(_LOOK, self._sweep, life, facts, None, until)
+                return
             log.warning(
                 "%s: processes that it left do not go away, group %d",
                 life.instance,
                 life.group,
                 extra={"instance": life.instance},
             )
-        self._finish(life, facts)
+        self._finish(life, facts, at)
 
     def _sweep_group(self, life: Life) -> bool:
         """Kill and reap the group; return whether anything of it is left."""
@@ -378,7 +386,9 @@ class ProcessHost:
             os.killpg(life.group, signal.SIGKILL)
             while os.waitpid(-life.group, os.WNOHANG)[0]:
                 continue
-        except (ProcessLookupError, ChildProcessError):
+        except ProcessLookupError:
+            return False
+        except ChildProcessError:  # whoever is left in it is no child of ours, yet
             try:
                 os.killpg(life.group, 0)
             except OSError:
@@ -393,34 +403,41 @@ class ProcessHost:
             return False
         return True
 
-    def _finish(self, life: Life, facts: ExitFacts) -> None:
-        self._guard.remove(life.group)
+    def _finish(self, life: Life, facts: ExitFacts, at: float | None) -> None:
         for drain in life.drains:
             drain.finish()
         for file in life.files:
             self._log_files.release(file)
-        self.on_line.pop((life.instance, life.generation), None)
+        key = life.instance, life.generation
+        self.on_line.pop(key, None)
         os.close(life.pidfd)
         if life.sentinel is not None:
             functions.forget(life.process, facts.code)
-        self.lives.pop((life.instance, life.generation), None)
-        self._on_exit(life, self._complete(life, facts))
+        self.lives.pop(key, None)
+        self._on_exit(life, self._complete(life, facts), at)
+        # Last, when a successor runs; and not if that, of all numbers, has got this one.
+        if life.group not in self._known():
+            self._guard.remove(life.group)
 
     def _complete(self, life: Life, facts: ExitFacts) -> ExitFacts:
         ending = life.ending
+        return msgspec.structs.replace(
+            facts,
+            oom=facts.signal == "SIGKILL" and not life.killed and self._oom.happened(),
+            reason=facts.reason or (ending.reason if ending is not None and facts.signal is None else ""),
+            uptime=round(time.monotonic() - life.started_at, 3),
+            stderr_tail=self._last_words(life, facts) if life.complained else (),
+        )
+
+    def _last_words(self, life: Life, facts: ExitFacts) -> tuple[str, ...]:
+        """Return the end of its stderr, where it failed; stacks that a signal made it write become the life's."""
         lines = self._output.tail(life.instance, lines=TAIL, after=life.lines_after, stream="stderr")
         told = [line.message for line in lines]
         if facts.signal is not None:
             first, end = stacks.dump(told)
             life.stacks = tuple(told[first:end])
             told = [*told[:first], *told[end:], *stacks.essence(life.stacks)]
-        return msgspec.structs.replace(
-            facts,
-            oom=facts.signal == "SIGKILL" and not life.killed and self._oom.happened(),
-            reason=facts.reason or (ending.reason if ending is not None and facts.signal is None else ""),
-            uptime=round(time.monotonic() - life.started_at, 3),
-            stderr_tail=tuple(told[-TAIL_LINES:]) if facts.code != 0 else (),
-        )
+        return tuple(told[-TAIL_LINES:]) if facts.code != 0 else ()
 
 
 def _life(instance: str, generation: int, begun: Begun) -> Life:

@@ -17,9 +17,7 @@ from smartipc.supervisor.core.spec import WorkerSpec
 from smartipc.supervisor.host import functions
 from smartipc.supervisor.host.functions import Begun
 from smartipc.supervisor.host.guard import Guard
-from smartipc.supervisor.host.output import Stream
-
-Reads = tuple[tuple[int, Stream], ...]
+from smartipc.supervisor.host.streams import Reads
 
 
 @dataclass(eq=False, slots=True)

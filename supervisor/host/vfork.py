@@ -31,6 +31,8 @@ _ROOM = 8 * 1024
 """Bytes of a context and of a stack: twice what any platform's context takes, and what a call that is one needs."""
 _MOST = 32
 """Calls in a chain at most."""
+_KNOWN = 64
+"""Programs whose arguments and environment are kept as execve wants them, for their next start."""
 
 _Call = tuple[Any, ...]
 """A function of the C library and its arguments: numbers and addresses."""
@@ -80,6 +82,7 @@ class Vfork:
         if libc.close_range(top, top, 0):  # glibc has it, the kernel may not: it would be noticed too late
             raise OSError(ctypes.get_errno(), "close_range")
         self._lock = threading.Lock()
+        self._known: dict[tuple[str, tuple[str, ...]], _Strings] = {}
         self._memory = mmap.mmap(-1, 2 * _ROOM * _MOST + _ROOM)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._failed = ctypes.c_int()
@@ -131,7 +134,7 @@ class Vfork:
             OSError: there is no room for a process, or exec failed; no process is left.
             ValueError: something contains a zero byte.
         """
-        strings = _Strings(path, argv, env)
+        strings = self._strings(path, argv, env)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with self._lock:
             # Our -1 for "without limit" is the kernel's largest number.
@@ -148,6 +151,17 @@ class Vfork:
         if pid < 0 or failed:
             raise OSError(code, os.strerror(code))
         return pid
+
+    def _strings(self, path: str, argv: Sequence[str], env: Mapping[str, str]) -> _Strings:
+        """Return what execve is given: what the program had last time, as far as that is the same."""
+        key = path, tuple(argv)
+        known = self._known.get(key)
+        if known is not None and known.renew(env):
+            return known
+        if len(self._known) >= _KNOWN:
+            del self._known[next(iter(self._known))]
+        fresh = self._known[key] = _Strings(path, argv, env)
+        return fresh
 
     def _prove(self) -> None:
         """Start what cannot be executed: the whole chain runs, up to its end, and must tell us the reason.
@@ -221,6 +235,7 @@ class Vfork:
                 ctypes.c_void_p(self._base),
             )
             code = ctypes.get_errno()
+            os.sched_yield()  # we are woken in the midst of its exec, and often on the same core
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with contextlib.suppress(BlockingIOError):  # unless something killed it before it could write
@@ -241,15 +256,37 @@ class _Strings:
         parts = self._text.split(b"\0")
         if len(parts) != len(words):
             raise ValueError("embedded null byte")
-        begin = ctypes.cast(ctypes.c_char_p(self._text), ctypes.c_void_p).value or 0
+        begin = _address(self._text)
         starts = list(accumulate((len(part) + 1 for part in parts[:-1]), initial=begin))
         after = 1 + len(argv)
         self._argv = _array(starts[1:after])
         self._env = _array(starts[after:])
+        self._values = dict(env)
+        self._places = {name: place for place, name in enumerate(env)}
+        self._renewed: dict[str, bytes] = {}
         self.addresses: tuple[int, ...] = (starts[0], ctypes.addressof(self._argv), ctypes.addressof(self._env))
 
     def __repr__(self) -> str:
         return f"<_Strings {len(self._text)} bytes>"
+
+    def renew(self, env: Mapping[str, str]) -> bool:
+        """Change the values of variables; return False if there are others than before. Errors as at first."""
+        values = self._values
+        if env.keys() != values.keys():
+            return False
+        for name, value in env.items():
+            if values[name] == value:
+                continue
+            text = os.fsencode(f"{name}={value}")
+            if b"\0" in text:
+                raise ValueError("embedded null byte")
+            self._env[self._places[name]] = _address(text)
+            self._renewed[name], values[name] = text, value
+        return True
+
+
+def _address(text: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value or 0
 
 
 def _array(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:

@@ -30,6 +30,8 @@ from smartipc.supervisor.core.spec import AppSpec, HeartbeatSpec, RestartSpec, S
 from smartipc.supervisor.core.states import LIVING, TRANSITIONS
 
 NAMES = ("a", "b", "c", "d")
+LATE = (None, 0.0, 0.3, 60.0)
+"""By how much the report of an end is later than the end, in seconds; None where it does not say."""
 EXITS = (
     ExitFacts(code=0),
     ExitFacts(code=1, reason="ValueError: no"),
@@ -229,7 +231,8 @@ class Lives(Host):
         generation = self.alive.pop(instance)
         self.told.discard((instance, generation))
         self.gone.append((instance, generation))
-        self.tell(Exited(instance, generation, exit_))
+        late = LATE[len(self.gone) % len(LATE)]
+        self.tell(Exited(instance, generation, exit_, None if late is None else self.now - late))
         view = self.core.view(instance)
         assert view.last_exit_generation == generation
         assert view.pid is None

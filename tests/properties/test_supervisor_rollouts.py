@@ -219,7 +219,7 @@ class Crowd(Host):
     def end(self, life: tuple[str, int], exit_: ExitFacts) -> None:
         del self.there[life]
         self.told.discard(life)
-        self.tell(Exited(*life, exit_))
+        self.tell(Exited(*life, exit_, self.now - 60 if life[1] % 2 else None))
 
     @precondition(lambda self: self.there)
     @rule(data=st.data(), requests=st.integers(0, 20))

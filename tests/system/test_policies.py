@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit import App, wait_for
+from kit import App, marked, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -46,6 +46,65 @@ def test_which_ends_are_followed_by_another_life(app: Callable[..., App]) -> Non
         row = one.wait_state(f"{name}:0", state)
         last = row["last_exit"]
         assert (name, row["restarts"], last["signal"] or last["code"]) == (name, restarts, end)
+
+
+AT_ONCE = "restart: {delay: 0.0001, max_delay: 0.0001, jitter: 0, max_restarts: 1000}"
+
+
+def states_of(one: App, instance: str) -> list[tuple[int, str]]:
+    events = [event for event in one.events() if event["event"] == "instance.state"]
+    assert [event["at"] for event in events] == sorted(event["at"] for event in events)
+    return [(event["generation"], event["to"]) for event in events if event["instance"] == instance]
+
+
+def test_a_restart_without_delay_is_told_as_any_other(app: Callable[..., App], folder: Path) -> None:
+    script = 'echo "$SMARTIPC_GENERATION" >> generations; exec sleep 1000'
+    one = app(f"workers:\n  w: {{command: [sh, -c, '{script}'], {AT_ONCE}}}\n")
+    for generation in range(1, 11):
+        row = one.wait_state("w:0", "ready", generation=generation)
+        os.kill(row["pid"], signal.SIGKILL)
+    row = one.wait_state("w:0", "ready", generation=11)
+    assert (row["restarts"], row["last_exit"]["signal"]) == (10, "SIGKILL")
+    wait_for(lambda: (folder / "generations").read_text().split() == [str(n) for n in range(1, 12)], "all were told")
+    life = ["starting", "running", "ready", "backoff"]
+    assert states_of(one, "w:0") == [(n, state) for n in range(1, 12) for state in life][:-1]
+
+
+def test_many_that_die_at_once_are_all_back_and_none_is_doubled(app: Callable[..., App], folder: Path) -> None:
+    one = app(f"workers:\n  w: {{command: [sleep, '1000'], instances: 30, {AT_ONCE}}}\n")
+    rows = [one.wait_state(f"w:{n}", "ready") for n in range(30)]
+    for row in rows:
+        os.kill(row["pid"], signal.SIGKILL)
+    again = [one.wait_state(f"w:{n}", "ready", generation=2) for n in range(30)]
+    assert [row["generation"] for row in again] == [2] * 30
+    assert len({row["pid"] for row in again} | {row["pid"] for row in rows}) == 60
+    assert len([child for child in marked(one.mark) if child.name() == "sleep"]) == 30
+
+
+def test_a_successor_that_cannot_be_launched_is_a_failed_try(app: Callable[..., App], folder: Path) -> None:
+    program = folder / "program"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    one = app(f"workers:\n  w: {{command: [./program], {AT_ONCE.replace('1000', '1')}}}\n")
+    row = one.wait_state("w:0", "ready")
+    program.rename(folder / "gone")
+    os.kill(row["pid"], signal.SIGKILL)
+    row = one.wait_state("w:0", "failed")
+    assert row["last_exit"]["reason"] == "cannot run './program': No such file or directory"
+    assert states_of(one, "w:0")[-3:] == [(1, "backoff"), (2, "starting"), (2, "failed")]
+
+
+def test_hooks_come_before_a_successor_that_is_due_at_once(app: Callable[..., App], folder: Path) -> None:
+    tell = [f"[sh, -c, 'sleep 0.05; echo {what} >> told']" for what in ("before", "after")]
+    hooks = f"hooks: {{before_start: [{tell[0]}], after_stop: [{tell[1]}]}}"
+    one = app(f"workers:\n  w: {{command: [sh, -c, 'echo run >> told; exec sleep 1000'], {hooks}, {AT_ONCE}}}\n")
+    for generation in (1, 2):
+        row = one.wait_state("w:0", "ready", generation=generation)
+        wait_for(lambda: (folder / "told").read_text().count("run") == generation, "its code runs")  # noqa: B023
+        os.kill(row["pid"], signal.SIGKILL)
+    one.wait_state("w:0", "ready", generation=3)
+    wait_for(lambda: (folder / "told").read_text().count("run") == 3, "the third runs")
+    assert (folder / "told").read_text().split() == ["before", "run", *(["after", "before", "run"] * 2)]
 
 
 def test_one_whose_dependency_is_gone_waits_and_resumes(app: Callable[..., App]) -> None:

@@ -70,6 +70,32 @@ def test_ten_crashes_at_start_go_through_backoff_to_failed(desk) -> None:
     assert it.core.next_timer() is None
 
 
+def test_a_delay_begins_with_the_end_where_that_is_told(desk) -> None:
+    it = desk(worker(restart=RestartSpec(jitter=0, delay=0.2)))
+    it.begin()
+    it.run("w:0")
+    assert it.tell(Exited("w:0", 1, BAD, it.now - 0.15)) == []
+    assert it["w:0"].next_restart_at == pytest.approx(it.now + 0.05)
+    assert it.wait(0.1) == [Spawn("w:0", 2)]
+    it.run("w:0")
+    assert it.tell(Exited("w:0", 2, BAD, it.now + 5)) == [], "the clocks of a host may differ: no delay grows by that"
+    assert it["w:0"].next_restart_at == it.now + 0.4
+
+
+def test_a_delay_that_is_over_when_the_end_is_told_needs_no_timer(desk) -> None:
+    it = desk(worker(restart=RestartSpec(jitter=0, delay=0.2, max_restarts=2)))
+    it.begin()
+    it.run("w:0")
+    assert it.tell(Exited("w:0", 1, BAD, it.now - 0.2)) == [Spawn("w:0", 2)]
+    assert it.path("w:0")[-2:] == ["backoff", "starting"]
+    assert (it["w:0"].pid, it["w:0"].restarts, it["w:0"].last_exit_generation) == (None, 1, 1)
+    assert it.last("w:0").cause == "restart 1 of 2 in 60 s"
+    it.run("w:0")
+    assert it.tell(Exited("w:0", 2, BAD, it.now - 60)) == [Spawn("w:0", 3)]
+    assert it.tell(Exited("w:0", 3, BAD, it.now - 60)) == [], "the budget is spent as ever"
+    assert it["w:0"].state == "failed"
+
+
 def test_max_restarts_two_means_three_lives_in_the_window(desk) -> None:
     it = desk(worker(restart=RestartSpec(jitter=0, max_restarts=2, window=60)))
     it.begin()

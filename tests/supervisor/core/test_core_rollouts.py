@@ -365,6 +365,11 @@ def test_a_spare_takes_over_at_once_and_delays_begin_with_the_second_failure(des
     assert it["a:0"].next_restart_at == it.now + 0.4
 
 
+def test_a_spare_needs_no_timer_where_the_moment_of_the_end_is_told(desk) -> None:
+    it = pool(desk, 1, spares=1)
+    assert it.tell(Exited("a:0", 1, BAD, it.now)) == [Spawn("a:0", 2, warm=True)]
+
+
 # scaling
 
 

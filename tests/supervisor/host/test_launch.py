@@ -102,6 +102,22 @@ def test_a_high_descriptor_is_closed_although_the_limit_is_low(start: Start, pip
     assert "200" not in said(pipe, pid).split()
 
 
+def test_another_start_of_a_program_gets_what_it_is_given_then(start: Start, pipe: tuple[int, int]) -> None:
+    base = {"PATH": os.environ["PATH"], "A": "1", "B": "ö", "C": "same"}
+    for env in (base, {**base, "A": "2", "B": "a long one " * 100}, {**base, "D": "new"}, {"C": "alone"}, base):
+        one = Program(("/usr/bin/env",), env, "/", pipe[1], pipe[1])
+        assert said(pipe, start(one)).splitlines() == [f"{name}={value}" for name, value in env.items()]
+    with pytest.raises(LaunchError, match="null"):
+        start(Program(("/usr/bin/env",), {**base, "A": "\0"}, "/", pipe[1], pipe[1]))
+    assert "A=1" in said(pipe, start(Program(("/usr/bin/env",), base, "/", pipe[1], pipe[1])))
+
+
+def test_ever_more_programs_are_started_and_few_remembered(launcher: Launcher, pipe: tuple[int, int]) -> None:
+    for number in range(100):
+        assert said(pipe, launcher.launch(program(pipe[1], "echo", str(number)))) == f"{number}\n"
+    assert launcher._vfork is None or len(launcher._vfork._known) <= 64
+
+
 def test_a_switch_lets_every_program_be_forked(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
     monkeypatch.setenv("SMARTIPC_VFORK", "0")
     launcher = Launcher()
