@@ -130,11 +130,12 @@ class AskingEnd:
             while results.get(ident) is pending and not link.closed:
                 if data:
                     link.take_aside(data)
-                elif hatch.state == SHUT and hatch.withdraw():
+                    data = None  # it was another call's; the call to look at the stream may have been made by it, too
+                    continue
+                if hatch.state == SHUT and hatch.withdraw():
                     link.resend(frame)
                     return
-                else:
-                    link.pump(0)
+                link.pump(0)
                 if results.get(ident) is pending:
                     timer = link.connection.next_timer()
                     left = _SLICE if timer is None else min(_SLICE, timer - time.monotonic())

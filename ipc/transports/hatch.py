@@ -188,6 +188,8 @@ class Hatch:
             return None
         words = self._words
         size = words[_ANSWERED_SIZE]
+        if not size:
+            return b""  # without a store: what is put there just now must not be wiped out
         if size > ROOM:  # noqa: PLR1730 - it is the peer's to write; a call of `min` takes as long as the rest
             size = ROOM
         frame = self._memory[_ANSWERED : _ANSWERED + size]
@@ -244,6 +246,8 @@ class Hatch:
             return b""  # it may be taken back; whoever does and finds us here calls us again
         words = self._words
         size = words[_ASKED_SIZE]
+        if not size:
+            return b""  # without a store, as in `collect`
         if size > ROOM:  # noqa: PLR1730 - as in `collect`
             size = ROOM
         frame = memory[_ASKED : _ASKED + size]
