@@ -35,9 +35,9 @@ def _listen(kind: str, folder: Path) -> tuple[Listener, IpcTransport]:
     address = {
         "unix": f"unix://{folder}/s",
         "abstract": f"unix:@smartipc-test-{os.getpid()}",
-        "ipc": "ipc://carrying",
+        "ipc": f"ipc://carrying-{os.getpid()}",
         "pipe": f"pipe://{folder}/p",
-        "pipe by name": "pipe://carrying",
+        "pipe by name": f"pipe://carrying-{os.getpid()}",
         "tcp": "tcp://127.0.0.1:0",
         "tcp6": "tcp://[::1]:0",
         "tls": "tls://127.0.0.1:0",

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not hatch.available(), reason="no named semaphor
 
 
 def names() -> set[str]:
-    return {name for name in os.listdir(hatch.FOLDER) if "smartipc-" in name}
+    """Those that this process made: another may be at work beside it."""
+    return {name for name in os.listdir(hatch.FOLDER) if f"smartipc-{os.getpid()}-" in name}
 
 
 @pytest.fixture

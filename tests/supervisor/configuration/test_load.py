@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=200))
 def test_arbitrary_text_raises_nothing_else(content: str) -> None:
-    path = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / "smartipc-arbitrary.yaml"
+    path = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"smartipc-arbitrary-{os.getpid()}.yaml"
     path.write_text(content, newline="")
     try:
         load(path, environ={})
