@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -34,6 +35,8 @@ from smartipc.ipc.wire import codec
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
+MAKER = re.compile(r"smartipc-([0-9]+)-")
+"""In the names of shared memory: the process that made it; other apps of this machine have some, too."""
 CONFIG = """
 app: soak
 python_path: [{here}]
@@ -67,6 +70,7 @@ class Soak:
         self.env.pop("SMARTIPC_APP", None)
         self.samples: list[tuple[float, float, int]] = []
         self.kills = 0
+        self.pids: set[int] = set()
 
     def status(self) -> list[dict[str, Any]]:
         """Ask over the control socket, as the command does, without starting a process on the busy machine."""
@@ -116,6 +120,7 @@ class Soak:
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < self.seconds:
             rows = [row for row in self.status() if row["pid"]]
+            self.pids.update(row["pid"] for row in rows)
             victim = chance.choice(rows)
             try:
                 os.kill(victim["pid"], signal.SIGKILL)
@@ -171,7 +176,8 @@ class Soak:
 
     def left_behind(self) -> list[str]:
         left = [p.pid for p in psutil.process_iter() if _carries(p, str(self.folder))]
-        segments = [name for name in os.listdir("/dev/shm") if "smartipc" in name] if os.path.isdir("/dev/shm") else []
+        names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+        segments = [name for name in names if (made := MAKER.search(name)) and int(made[1]) in self.pids]
         sockets = [str(path) for path in self.folder.rglob("*") if path.is_socket()]
         return [f"left behind: {left} {segments} {sockets}"] if left or segments or sockets else []
 

@@ -140,10 +140,10 @@ def kill_one(one: App, worker: str, number: int = signal.SIGKILL) -> bool:
 
 def test_nothing_is_lost_under_kill_minus_nine(app: Callable[..., App], folder: Path) -> None:
     root, database = folder / "tree", folder / "i.db"
-    make_tree(root, 40_000, 8_000)
+    make_tree(root, 24_000, 8_000)
     one = run_index(app, root, database)
     one.wait_state("scanner:0", "running")
-    victims = ["hasher"] * 30 + ["catalog"] * 5
+    victims = ["hasher"] * 18 + ["catalog"] * 3
     random.shuffle(victims)
     victims.insert(len(victims) // 2, "scanner")
     killed = [victim for victim in victims if kill_one(one, victim)]

@@ -129,7 +129,7 @@ def run(app: Callable[..., App], folder: Path) -> Callable[..., App]:
 
 def test_a_crashing_worker_backs_off_and_fails_and_the_others_go_on(run: Callable[..., App]) -> None:
     one = run(
-        "bad: {target: 'targets:crash', restart: {delay: 20ms, max_delay: 10s, jitter: 0, max_restarts: 9}}\n"
+        "bad: {target: 'targets:crash', restart: {delay: 5ms, max_delay: 10s, jitter: 0, max_restarts: 9}}\n"
         "pool: {target: 'targets:pool'}"
     )
     row = one.wait_state("bad:0", "failed", timeout=40)
@@ -137,7 +137,7 @@ def test_a_crashing_worker_backs_off_and_fails_and_the_others_go_on(run: Callabl
     assert row["last_exit"]["code"] == 1
     assert "ValueError: broken by design" in row["last_exit"]["reason"]
     waits = [event["next_restart_in"] for event in one.events() if event["to"] == "backoff"]
-    assert waits == pytest.approx([0.02 * 2**n for n in range(9)])
+    assert waits == pytest.approx([0.005 * 2**n for n in range(9)])
     assert one.wait_state("pool:0", "ready")["restarts"] == 0
     status = one.ctl("status")
     assert status.returncode == 1
@@ -425,14 +425,19 @@ def test_garbage_on_the_sockets_hurts_nobody(run: Callable[..., App], folder: Pa
 
     one = run("pool: {target: 'targets:pool'}")
     one.wait_state("pool:0", "ready")
-    for path in (folder / "r").rglob("*.sock"):
-        for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 5000, b"\x89SIPC\r\n\x01" + b"\xff" * 5000, b""):
-            with socket.socket(socket.AF_UNIX) as sock:
+    with contextlib.ExitStack() as stack:  # all at once: each is let wait until it may be known
+        strangers = []
+        for path in (folder / "r").rglob("*.sock"):
+            for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 5000, b"\x89SIPC\r\n\x01" + b"\xff" * 5000, b""):
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
                 sock.connect(str(path))
                 sock.sendall(garbage)
                 sock.shutdown(socket.SHUT_WR)
-                while sock.recv(4096):
-                    continue
+                strangers.append(sock)
+        assert len(strangers) >= 8
+        for sock in strangers:
+            while sock.recv(4096):
+                continue
     assert one.ctl("request", "pool.double", '{"n": 4}').stdout == "8\n"
     assert one.status()["pool:0"]["restarts"] == 0
     assert len(marked(one.mark)) >= 3

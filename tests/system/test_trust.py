@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,12 +77,13 @@ def test_a_stranger_may_command_but_not_pose_as_a_worker(run: Callable[..., App]
     assert len(sockets) == 3
     for path in sockets:
         assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
-        for name in ("c:0", "stranger"):
-            with stranger(path, name) as link:
-                while not link.closed:
-                    link.pump(1.0)
-                assert isinstance(link.error, AuthenticationFailed)
-                assert "is no worker of this app" in str(link.error)
+    with ExitStack() as stack:  # all at once: each is let wait until it may be known
+        links = [stack.enter_context(stranger(path, name)) for path in sockets for name in ("c:0", "stranger")]
+        for link in links:
+            while not link.closed:
+                link.pump(1.0)
+            assert isinstance(link.error, AuthenticationFailed)
+            assert "is no worker of this app" in str(link.error)
     assert one.ctl("request", "a.who").stdout == '"$supervisor"\n'
     assert one.ctl("request", "b.who").stdout == '"$supervisor"\n'
     wait_for(lambda: one.status()["c:0"]["status"] == "c:0,c:0", "both flavours told who asked")
